@@ -1,0 +1,225 @@
+"""Facts and requests on our logs: tagged, and written so that an older reader survives a newer writer.
+
+Encoding is MessagePack; a field added later has a default. The tag is short because it is written a thousand times a
+second. Times are Unix ms. `body` is JSON as it came, or as it is to leave: bytes, so that nothing is lost on the way.
+A record whose tag or version a reader does not know becomes a dead letter, not a crash.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+ItemKind = Literal[
+    "message",
+    "status",
+    "echo",
+    "standby",
+    "call",
+    "call_status",
+    "preference",
+    "group",
+    "history",
+    "account",
+    "unknown",
+]
+"""What an item of a webhook is about. "status" is the status of a message; statuses of calls are "call_status"."""
+
+Lane = Literal["reply", "transactional", "campaign"]
+"""Which of a number's queues a send waits in. Replies first; campaigns never starve."""
+
+SendClass = Literal["otp", "reply", "transactional", "campaign"]
+"""Why a send exists, which decides its lane and what happens when its outcome is not known. "otp" goes by "reply"."""
+
+LANES: tuple[Lane, ...] = ("reply", "transactional", "campaign")
+
+
+LANE_OF: dict[SendClass, Lane] = {
+    "otp": "reply",
+    "reply": "reply",
+    "transactional": "transactional",
+    "campaign": "campaign",
+}
+
+
+class Item(Struct, tag="item", frozen=True, omit_defaults=True):
+    """One item of a webhook, as the receiver found it. On `conversations`; account-level ones on `accounts`.
+
+    `body` is a whole POST body in Meta's shape that holds this item alone, with its own contact only: what a sink of
+    kind `meta` receives. `dedupe` names the fact (meta-cloud-api.md 2.11), empty when it must not be deduplicated.
+    `at` is Meta's timestamp, 0 when it has none. `send_id` is set when a status carries our own opaque data.
+    """
+
+    kind: ItemKind
+    field: str
+    app: str
+    waba_id: str
+    phone_number_id: str
+    dedupe: str
+    at: int
+    received_at: int
+    body: bytes
+    wa_id: str = ""
+    bsuid: str = ""
+    parent_bsuid: str = ""
+    message_type: str = ""
+    status: str = ""
+    wamid: str = ""
+    send_id: str = ""
+
+
+class SendRequest(Struct, tag="send", frozen=True, omit_defaults=True):
+    """What a bot, an agent or a campaign asks to be sent; durable before the caller is answered.
+
+    `body` is the caller's JSON. `sink` is where its statuses go, `key_name` the name of the bot key that asked.
+    `kind` "mark" is a read mark or typing indicator: it has no customer and no status. `epoch` is the conversation's
+    epoch the caller was given, None when it says nothing.
+    """
+
+    send_id: str
+    phone_number_id: str
+    kind: Literal["message", "mark"]
+    message_type: str
+    send_class: SendClass
+    key_name: str
+    sink: str
+    body: bytes
+    requested_at: int
+    wa_id: str = ""
+    bsuid: str = ""
+    template: str = ""
+    opaque: str | None = None
+    not_after: int = 0
+    epoch: int | None = None
+    fingerprint: bytes = b""
+
+
+class SendOutcome(Struct, tag="outcome", frozen=True, omit_defaults=True):
+    """What came of one attempt of a send, reported by its sender.
+
+    "accepted": Meta took it, `wamid` is its id. "refused": it was not sent and will not be, `code` says why.
+    "expired": it was too late to send. "in_doubt": the call began and its answer is not known (or an owner died
+    between the intent and the answer). `body` is Graph's answer where there was one.
+    """
+
+    send_id: str
+    attempt: int
+    outcome: Literal["accepted", "refused", "expired", "in_doubt"]
+    phone_number_id: str
+    lane: Lane
+    at: int
+    called_at: int = 0
+    wamid: str = ""
+    wa_id: str = ""
+    user_id: str = ""
+    code: int = 0
+    title: str = ""
+    details: str = ""
+    body: bytes = b""
+
+
+class DeliveryFailed(Struct, tag="undelivered", frozen=True, omit_defaults=True):
+    """A sink did not take an event in its time; it is a dead letter now, and the conversation may want to know."""
+
+    delivery_id: str
+    sink: str
+    reason: str
+    attempts: int
+    at: int
+
+
+ConversationRecord = Item | SendRequest | SendOutcome | DeliveryFailed
+
+
+class Ready(Struct, tag="ready", frozen=True, omit_defaults=True):
+    """A send that is admitted: a customer stage's request to a sender, on `sends.<lane>` at the number's slot.
+
+    `body` is the JSON for Graph with our opaque data in it. `customer` is the customer key, the unit of the pair
+    limit and of order. `attempt` counts from 1; a second one exists only because doubt was decided so. A send whose
+    call cannot begin by `not_after` is "expired".
+    """
+
+    send_id: str
+    attempt: int
+    phone_number_id: str
+    customer: str
+    lane: Lane
+    send_class: SendClass
+    kind: Literal["message", "mark"]
+    body: bytes
+    admitted_at: int
+    not_after: int
+    requested_at: int = 0
+    template: str = ""
+
+
+class Settle(Struct, tag="settle", frozen=True, omit_defaults=True):
+    """The doubt about a send is over and it will not be sent again: its customer's lane may go on."""
+
+    send_id: str
+    phone_number_id: str
+    customer: str
+    lane: Lane
+
+
+SendsRecord = Ready | Settle
+
+
+class DeliveryEvent(Struct, tag="event", frozen=True, omit_defaults=True):
+    """One event for one sink, on `deliveries.<sink>`, keyed by customer. `body` is the POST body in Meta's shape.
+
+    `delivery_id` is stable over every retry and replay. `accepted_at` is when the webhook (or our own fact) was
+    accepted: the beginning of the freshness objective.
+    """
+
+    delivery_id: str
+    kind: str
+    phone_number_id: str
+    customer: str
+    body: bytes
+    at: int
+    accepted_at: int
+
+
+class InboundDigest(Struct, tag="inbound", frozen=True, omit_defaults=True):
+    """How many inbound messages a receiver saw for a number in the 100 ms up to `at`. On `traffic`; may be lost."""
+
+    phone_number_id: str
+    count: int
+    at: int
+
+
+class DeadLetter(Struct, tag="dead", frozen=True, omit_defaults=True):
+    """A record set aside: its place, the stage and reason, and all that is needed to replay it.
+
+    `log` is "" (and `partition`, `offset` are -1) for what never stood on a log, such as a body that does not parse.
+    """
+
+    log: str
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes
+    stage: str
+    reason: str
+    detail: str
+    attempts: int
+    at: int
+
+
+Record = Item | SendRequest | SendOutcome | DeliveryFailed | Ready | Settle | DeliveryEvent | InboundDigest | DeadLetter
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+"""Encode any record. Thread-safe, no state."""
+
+decode_conversation = msgspec.msgpack.Decoder(ConversationRecord).decode
+decode_sends = msgspec.msgpack.Decoder(SendsRecord).decode
+decode_delivery = msgspec.msgpack.Decoder(DeliveryEvent).decode
+decode_digest = msgspec.msgpack.Decoder(InboundDigest).decode
+decode_dead_letter = msgspec.msgpack.Decoder(DeadLetter).decode
+decode_item = msgspec.msgpack.Decoder(Item).decode
+decode_any = msgspec.msgpack.Decoder(Record).decode
+"""Decoders by log. They raise `msgspec.DecodeError` or `msgspec.ValidationError`: a dead letter for whoever reads."""

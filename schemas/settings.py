@@ -1,0 +1,248 @@
+"""Every setting with its unit and default: what `depesche.toml` may say.
+
+Unknown keys are refused, so that a typo is an error and not a silence. Secrets never stand here: a field that ends in
+`_file` names a file, `_env` an environment variable (see `broker.secrets`). `broker.config` reads, checks and resolves.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct, field
+
+from schemas.records import SendClass
+
+
+class SecretSource(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a secret is read from: exactly one of the two."""
+
+    file: str = ""
+    env: str = ""
+
+
+class App(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A Meta app whose webhooks come to `/webhooks/meta/<name>`. More than one secret while one is being rotated."""
+
+    name: str
+    secrets: list[SecretSource]
+    verify_token: SecretSource
+
+
+class Number(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A business number: who may send from it, how fast, and at which slot its sender lives.
+
+    `throughput_mps`: Meta's tier (80, 1,000 or 20 in coexistence), inbound included. `slot`: partition of the
+    `sends`, `ledger` and `traffic` logs, written once and never changed while sends are waiting.
+    """
+
+    phone_number_id: str
+    waba_id: str
+    token: SecretSource
+    slot: int
+    portfolio: str = "main"
+    display_phone_number: str = ""
+    throughput_mps: int = 80
+
+
+class SinkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A place events are delivered to. `kind` "meta" speaks Meta's own webhook format and signature, "standard" is
+    Standard Webhooks. `secret`: the app secret towards a `meta` sink, the `whsec_…` of a `standard` one."""
+
+    name: str
+    kind: Literal["meta", "standard"]
+    url: str
+    secret: SecretSource
+    timeout_s: float = 15.0
+    in_flight_max: int = 64
+    """Requests under way to this sink at once, over all customers, for one leased partition."""
+    give_up_after_s: float = 600.0
+    """A customer's failing event becomes a dead letter after this time and the next one is tried."""
+    partitions: int = 6
+
+
+class BotKey(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A key of ours that a bot sends with. `sha256`: hex digest of the key, which nobody stores. `sink`: where the
+    statuses of its sends go. `send_class`: what its free-form messages are."""
+
+    name: str
+    sha256: str
+    numbers: list[str]
+    sink: str
+    send_class: SendClass = "reply"
+
+
+class When(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a route asks of a message; everything named must hold (AND), inside a list one suffices (OR)."""
+
+    numbers: list[str] = field(default_factory=list)
+    types: list[str] = field(default_factory=list)
+    keywords: list[str] = field(default_factory=list)
+    """Whole words, compared without case."""
+    regex: str = ""
+    """Searched in the text, without case. Text beyond 4,096 characters is not looked at."""
+    payloads: list[str] = field(default_factory=list)
+    """Id of a reply button or list row, or payload of a template's quick reply; a trailing `*` matches any rest."""
+    first_message: bool | None = None
+
+
+class Then(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a route does with what it met."""
+
+    sinks: list[str]
+
+
+class Route(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One rule of the ordered list. The first that matches wins, unless it says `go_on`."""
+
+    name: str
+    when: When = field(default_factory=When)
+    then: Then
+    go_on: bool = False
+
+
+class KafkaSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How to reach Apache Kafka, and the timings of our clients (measured: operations.md 6)."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = ""
+    sasl_username: str = ""
+    sasl_password: SecretSource | None = None
+    prefix: str = "depesche."
+    replication_factor: int = 3
+    min_insync_replicas: int = 2
+    session_timeout_ms: int = 6_000
+    heartbeat_interval_ms: int = 500
+    rebalance_timeout_ms: int = 15_000
+    transaction_timeout_ms: int = 2_500
+
+
+class EmbeddedSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The log in one file, for one process."""
+
+    path: str = "data/log"
+
+
+class LogSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which engine, and the sizes that are fixed when a log is created."""
+
+    engine: Literal["embedded", "kafka"] = "embedded"
+    partitions: int = 24
+    """Of `conversations` and `state`. Never changed after creation: the key decides the partition."""
+    slots: int = 24
+    """Of `sends.*`, `ledger` and `traffic`."""
+    bytes_in_flight_max: int = 64 * 1024 * 1024
+    """Appended but not yet durable, for one process; beyond it appends wait."""
+    kafka: KafkaSettings = field(default_factory=KafkaSettings)
+    embedded: EmbeddedSettings = field(default_factory=EmbeddedSettings)
+
+
+class ReceiverSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Webhooks in. Meta sends up to 3 MB and asks for a median of 250 ms."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    body_bytes_max: int = 4 * 1024 * 1024
+    bytes_in_flight_max: int = 64 * 1024 * 1024
+    """Read but not yet on a log; above it 503 and `Retry-After`."""
+    append_timeout_s: float = 5.0
+
+
+class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What bots talk to."""
+
+    host: str = "127.0.0.1"
+    port: int = 8081
+    body_bytes_max: int = 256 * 1024
+    append_timeout_s: float = 20.0
+    unknown_types: bool = True
+    """Message types we do not know are passed on and counted; false refuses them."""
+
+
+class SenderSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Sends out to Graph."""
+
+    graph_url: str = "https://graph.facebook.com"
+    graph_version: str = "v26.0"
+    call_timeout_s: float = 30.0
+    """A silent call is in doubt after this. Each avoided timeout is an avoided doubt: Meta may take long."""
+    in_flight_max: int = 500
+    """Calls under way for one number; 1,000 mps at 350 ms need 350."""
+    pending_max: int = 10_000
+    """Sends of one lane held in memory for one slot; beyond it the lane is not read further."""
+
+
+class DoubtSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long a send of each class stays in doubt before it is sent again; -1 means never. design.md, "Doubt"."""
+
+    otp_s: float = 10.0
+    reply_s: float = 60.0
+    transactional_s: float = 600.0
+    campaign_s: float = -1.0
+
+
+class CustomerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Bounds of what one customer may occupy."""
+
+    window_margin_s: float = 60.0
+    """A free-form send must begin this long before its 24 h window closes: clocks and queues are not exact."""
+    waiting_sends_max: int = 100
+    """Admitted and not yet answered sends of one customer; more are refused with the pair limit's code."""
+    doubt: DoubtSettings = field(default_factory=DoubtSettings)
+
+
+class AdminSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Probes and metrics. Pod address only."""
+
+    host: str = "127.0.0.1"
+    port: int = 9090
+
+
+class SandboxNumber(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A number the sandbox plays Meta for; its token is checked."""
+
+    phone_number_id: str
+    waba_id: str
+    display_phone_number: str
+    token: SecretSource
+    throughput_mps: int = 80
+
+
+class SandboxSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Meta's stand-in and the phone page."""
+
+    host: str = "127.0.0.1"
+    port: int = 8090
+    webhook_url: str = ""
+    app_secret: SecretSource | None = None
+    numbers: list[SandboxNumber] = field(default_factory=list)
+    latency_ms: int = 80
+    seed: int = 1
+
+
+class ConnectorSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which addresses sinks may have: none that is not public, unless named here (CIDR)."""
+
+    allow: list[str] = field(default_factory=list)
+    deny: list[str] = field(default_factory=list)
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole of `depesche.toml`."""
+
+    apps: list[App] = field(default_factory=list)
+    numbers: list[Number] = field(default_factory=list)
+    sinks: list[SinkSettings] = field(default_factory=list)
+    keys: list[BotKey] = field(default_factory=list)
+    routes: list[Route] = field(default_factory=list)
+    log: LogSettings = field(default_factory=LogSettings)
+    receiver: ReceiverSettings = field(default_factory=ReceiverSettings)
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    sender: SenderSettings = field(default_factory=SenderSettings)
+    customer: CustomerSettings = field(default_factory=CustomerSettings)
+    connector: ConnectorSettings = field(default_factory=ConnectorSettings)
+    admin: AdminSettings = field(default_factory=AdminSettings)
+    sandbox: SandboxSettings | None = None
