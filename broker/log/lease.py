@@ -25,7 +25,8 @@ BUFFER_RESUME_RECORDS = 2_000
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 10.0
-"""A coroutine that keeps crashing comes back every 5 to 10 s: soon enough for a log that is back within half a minute."""
+"""A coroutine that keeps crashing comes back every 5 to 10 s: soon enough for a log to be used half a minute after its
+return."""
 
 
 class Signal:
@@ -62,12 +63,17 @@ class Tenure:
     def __init__(self, name: str, clock: Clock, changed: Signal | None = None) -> None:
         """Begin HELD. `name` says stage and partition in errors; `changed` is set whenever the state changes."""
         self.name = name
-        self.state = LeaseState.HELD
         self.proven_at = clock.monotonic()
         self.changed = changed if changed is not None else Signal()
         self.lost_because = ""
         self._clock = clock
+        self._state = LeaseState.HELD
         self._working = 0
+
+    @property
+    def state(self) -> LeaseState:
+        """What we may do now."""
+        return self._state
 
     def prove(self, begun_at: float) -> None:
         """Note that what was begun then (monotonic seconds) succeeded, and only an owner succeeds in it."""
@@ -131,7 +137,7 @@ class Tenure:
             raise LeaseRevoked(f"{self.name}: the partition is not ours at this moment; nothing was written")
 
     def _become(self, state: LeaseState) -> None:
-        self.state = state
+        self._state = state
         self.changed.set()
 
 

@@ -75,8 +75,8 @@ def check_incarnations(where: str, position: Position, incarnations: Mapping[str
         present = incarnations.get(log)
         if present is not None and present != place.incarnation:
             raise WrongIncarnation(
-                f"{where}: the position in {log!r} (offset {place.offset}) was taken in incarnation {place.incarnation}, "
-                f"but the log is now {present}: it was deleted and made again. Restore it, or reset the stage's position"
+                f"{where}: the position in {log!r} (offset {place.offset}) belongs to incarnation {place.incarnation}, "
+                f"but the log is now {present}: it was deleted and made again. Bring it back, or reset the position"
             )
 
 
@@ -91,7 +91,7 @@ def check_drafts(log: str, drafts: Iterable[Draft], partitions: int) -> None:
 
 
 def check_step(stage: Stage, step: Step, logs: Mapping[str, LogSpec]) -> None:
-    """Raise `RecordTooLarge` when a part of a step cannot be written; `Misconfigured` when it names what is not there."""
+    """Raise `RecordTooLarge` when a part cannot be written, `Misconfigured` when it names what is not there."""
     for log, draft in step.derived:
         if log not in logs:
             raise Misconfigured(f"stage {stage.name!r} derives a record for {log!r}, which is no log of this engine")
