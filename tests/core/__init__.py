@@ -1,0 +1,1 @@
+"""Decisions, without fixtures or asyncio: `tests/core` mirrors `broker/core`."""
