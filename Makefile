@@ -1,0 +1,56 @@
+# Every command makes what it needs: the environment from the lock first, then the rest.
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+SEEDS  ?= 100
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types simulate bench lock clean
+
+help:            ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+$(VENV)/.run: requirements.lock pyproject.toml
+	@.ci/prepare run
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Depesche needs Python 3.11 or newer; $(PYTHON) is older. Set PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing from requirements.lock ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.lock
+	@echo "installing from requirements-dev.lock ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+run: $(VENV)/.run  ## start everything in one process, with a sandbox instead of Meta
+	@exec $(BIN)/depesche run
+
+test: $(VENV)/.dev  ## the whole suite, on a real Kafka and in a real browser
+	@.ci/prepare test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## strict types
+	@$(BIN)/mypy
+
+simulate: $(VENV)/.dev  ## SEEDS=1000 seeds of the deterministic simulation
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+bench: $(VENV)/.dev  ## first figures, side by side, into benchmarks/results
+	@.ci/prepare test
+	@$(BIN)/python -m benchmarks
+
+lock: $(VENV)/.dev  ## resolve dependencies anew into the two lock files
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv lock --quiet
+	@$(BIN)/uv export --quiet --no-emit-project --no-annotate --no-header --no-dev > requirements.lock
+	@$(BIN)/uv export --quiet --no-emit-project --no-annotate --no-header > requirements-dev.lock
+	@rm -f uv.lock
+
+clean:           ## remove what the commands above made, but for data/
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

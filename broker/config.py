@@ -1,0 +1,245 @@
+"""Reads `depesche.toml`, checks all of it, and resolves its secrets. Nothing starts on a configuration that is wrong.
+
+Every error names the setting's path, the value found and what would be right; all of them are reported at once, so
+that a file is mended in one go.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from broker.errors import Misconfigured
+from broker.secrets import Secret, read_secret
+from schemas.settings import SecretSource, Settings
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+"""Names become parts of topic names, label values and our opaque data: short, and nothing that needs quoting."""
+
+CONFIG_BYTES_MAX = 4 * 1024 * 1024
+
+
+class Config:
+    """A checked configuration with its secrets read. Immutable; a reload makes another one."""
+
+    def __init__(self, settings: Settings, base: Path, secrets: Mapping[str, Secret]) -> None:
+        self.settings = settings
+        self.base = base
+        self._secrets = secrets
+
+    def secret(self, path: str) -> Secret:
+        """Return the secret that a setting's path names, e.g. `apps[0].secrets[1]`."""
+        return self._secrets[path]
+
+    def app_secrets(self) -> dict[str, tuple[Secret, ...]]:
+        """Return each app's current secrets, newest first."""
+        return {
+            app.name: tuple(self.secret(f"apps[{i}].secrets[{j}]") for j in range(len(app.secrets)))
+            for i, app in enumerate(self.settings.apps)
+        }
+
+    def verify_tokens(self) -> dict[str, Secret]:
+        """Return each app's token for the GET handshake."""
+        return {app.name: self.secret(f"apps[{i}].verify_token") for i, app in enumerate(self.settings.apps)}
+
+    def number_tokens(self) -> dict[str, Secret]:
+        """Return the Graph token of each number."""
+        return {n.phone_number_id: self.secret(f"numbers[{i}].token") for i, n in enumerate(self.settings.numbers)}
+
+    def sink_secrets(self) -> dict[str, Secret]:
+        """Return the signing secret of each sink."""
+        return {sink.name: self.secret(f"sinks[{i}].secret") for i, sink in enumerate(self.settings.sinks)}
+
+
+def load(path: Path) -> Config:
+    """Read, check and resolve a configuration file. Raises `Misconfigured` with every error found, a line each."""
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(CONFIG_BYTES_MAX + 1)
+    except OSError as error:
+        raise Misconfigured(f"{path}: cannot be read ({error.strerror}); name a TOML file with --config") from None
+    if len(raw) > CONFIG_BYTES_MAX:
+        raise Misconfigured(f"{path}: is larger than {CONFIG_BYTES_MAX} bytes")
+    try:
+        tree = tomllib.loads(raw.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"{path}: is not TOML: {error}") from None
+    return resolve(parse(tree), path.parent.resolve())
+
+
+def parse(tree: Mapping[str, Any]) -> Settings:
+    """Turn a TOML tree into settings and check what types cannot say. Raises `Misconfigured`."""
+    try:
+        settings = msgspec.convert(tree, Settings)
+    except msgspec.ValidationError as error:
+        raise Misconfigured(_explain(error, tree)) from None
+    if errors := list(check(settings)):
+        raise Misconfigured("\n".join(errors))
+    return settings
+
+
+def resolve(settings: Settings, base: Path) -> Config:
+    """Read every secret the settings name. Raises `Misconfigured` with a line for each that cannot be read."""
+    secrets: dict[str, Secret] = {}
+    errors: list[str] = []
+    for path, source in _sources(settings):
+        try:
+            secrets[path] = read_secret(source, path, base)
+        except Misconfigured as error:
+            errors.append(str(error))
+    if errors:
+        raise Misconfigured("\n".join(errors))
+    return Config(settings, base, secrets)
+
+
+def check(settings: Settings) -> Iterable[str]:
+    """Yield what is wrong with settings whose types are right: ranges, names, references from one to another."""
+    yield from _names("apps", [app.name for app in settings.apps])
+    yield from _names("sinks", [sink.name for sink in settings.sinks])
+    yield from _names("keys", [key.name for key in settings.keys])
+    yield from _names("routes", [route.name for route in settings.routes])
+    yield from _unique("numbers", "phone_number_id", [n.phone_number_id for n in settings.numbers])
+    sinks = {sink.name for sink in settings.sinks}
+    numbers = {n.phone_number_id for n in settings.numbers}
+    for i, app in enumerate(settings.apps):
+        if not app.secrets:
+            yield f"apps[{i}].secrets = []: name at least one app secret, two while rotating"
+    for i, number in enumerate(settings.numbers):
+        where = f"numbers[{i}]"
+        if not number.phone_number_id.isdigit():
+            yield f"{where}.phone_number_id = {number.phone_number_id!r}: must be Meta's id, digits only"
+        if not 0 <= number.slot < settings.log.slots:
+            yield f"{where}.slot = {number.slot}: must be from 0 to {settings.log.slots - 1} (log.slots - 1)"
+        if not 1 <= number.throughput_mps <= 1_000:
+            yield f"{where}.throughput_mps = {number.throughput_mps}: must be from 1 to 1000 (Meta: 20, 80 or 1000)"
+        if not NAME.fullmatch(number.portfolio):
+            yield f"{where}.portfolio = {number.portfolio!r}: must match {NAME.pattern}"
+    for i, sink in enumerate(settings.sinks):
+        where = f"sinks[{i}]"
+        url = urlsplit(sink.url)
+        if url.scheme not in ("http", "https") or not url.hostname or url.username:
+            yield f"{where}.url = {sink.url!r}: must be http(s)://host[:port]/path without user information"
+        yield from _between(f"{where}.timeout_s", sink.timeout_s, 0.1, 60)
+        yield from _between(f"{where}.in_flight_max", sink.in_flight_max, 1, 1_000)
+        yield from _between(f"{where}.give_up_after_s", sink.give_up_after_s, 1, 7 * 86_400)
+        yield from _between(f"{where}.partitions", sink.partitions, 1, 96)
+    for i, key in enumerate(settings.keys):
+        where = f"keys[{i}]"
+        if not re.fullmatch(r"[0-9a-f]{64}", key.sha256):
+            yield f"{where}.sha256 = {key.sha256!r}: must be 64 lower-case hex digits (`depesche key new` prints them)"
+        if key.sink not in sinks:
+            yield f"{where}.sink = {key.sink!r}: no such sink; there are {_list(sinks)}"
+        if not key.numbers:
+            yield f"{where}.numbers = []: name the numbers this key may send from, or '*' for all"
+        for j, name in enumerate(key.numbers):
+            if name != "*" and name not in numbers:
+                yield f"{where}.numbers[{j}] = {name!r}: no such number; there are {_list(numbers)}"
+    for i, route in enumerate(settings.routes):
+        where = f"routes[{i}]"
+        if not route.then.sinks:
+            yield f"{where}.then.sinks = []: name at least one sink"
+        for j, name in enumerate(route.then.sinks):
+            if name not in sinks:
+                yield f"{where}.then.sinks[{j}] = {name!r}: no such sink; there are {_list(sinks)}"
+        for j, name in enumerate(route.when.numbers):
+            if name not in numbers:
+                yield f"{where}.when.numbers[{j}] = {name!r}: no such number; there are {_list(numbers)}"
+        if route.when.regex:
+            try:
+                re.compile(route.when.regex)
+            except re.error as error:
+                yield f"{where}.when.regex = {route.when.regex!r}: is not a regular expression: {error}"
+    yield from _between("log.partitions", settings.log.partitions, 1, 512)
+    yield from _between("log.slots", settings.log.slots, 1, 512)
+    yield from _between("log.bytes_in_flight_max", settings.log.bytes_in_flight_max, 4_500_000, 2**32)
+    kafka = settings.log.kafka
+    if kafka.heartbeat_interval_ms * 3 > kafka.session_timeout_ms:
+        yield (
+            f"log.kafka.heartbeat_interval_ms = {kafka.heartbeat_interval_ms}: must be at most a third of "
+            f"session_timeout_ms ({kafka.session_timeout_ms})"
+        )
+    if kafka.min_insync_replicas > kafka.replication_factor:
+        yield (
+            f"log.kafka.min_insync_replicas = {kafka.min_insync_replicas}: must not exceed replication_factor "
+            f"({kafka.replication_factor})"
+        )
+    for where, port in (
+        ("receiver", settings.receiver.port),
+        ("gateway", settings.gateway.port),
+        ("admin", settings.admin.port),
+    ):
+        yield from _between(f"{where}.port", port, 0, 65_535)
+    yield from _between("receiver.append_timeout_s", settings.receiver.append_timeout_s, 0.1, 20)
+    yield from _between("gateway.append_timeout_s", settings.gateway.append_timeout_s, 0.1, 60)
+    yield from _between("sender.call_timeout_s", settings.sender.call_timeout_s, 1, 300)
+    yield from _between("sender.in_flight_max", settings.sender.in_flight_max, 1, 2_000)
+    for where, ranges in (("allow", settings.connector.allow), ("deny", settings.connector.deny)):
+        for i, text in enumerate(ranges):
+            try:
+                ipaddress.ip_network(text)
+            except ValueError as error:
+                yield f"connector.{where}[{i}] = {text!r}: is not an address range: {error}"
+
+
+def _sources(settings: Settings) -> Iterable[tuple[str, SecretSource]]:
+    for i, app in enumerate(settings.apps):
+        for j, source in enumerate(app.secrets):
+            yield f"apps[{i}].secrets[{j}]", source
+        yield f"apps[{i}].verify_token", app.verify_token
+    for i, number in enumerate(settings.numbers):
+        yield f"numbers[{i}].token", number.token
+    for i, sink in enumerate(settings.sinks):
+        yield f"sinks[{i}].secret", sink.secret
+    if settings.log.engine == "kafka" and settings.log.kafka.sasl_password is not None:
+        yield "log.kafka.sasl_password", settings.log.kafka.sasl_password
+    if settings.sandbox is not None:
+        if settings.sandbox.app_secret is not None:
+            yield "sandbox.app_secret", settings.sandbox.app_secret
+        for i, played in enumerate(settings.sandbox.numbers):
+            yield f"sandbox.numbers[{i}].token", played.token
+
+
+def _names(where: str, names: list[str]) -> Iterable[str]:
+    for i, name in enumerate(names):
+        if not NAME.fullmatch(name):
+            yield f"{where}[{i}].name = {name!r}: must match {NAME.pattern}"
+    yield from _unique(where, "name", names)
+
+
+def _unique(where: str, what: str, values: list[str]) -> Iterable[str]:
+    first: dict[str, int] = {}
+    for i, value in enumerate(values):
+        if value in first:
+            yield f"{where}[{i}].{what} = {value!r}: stands already at {where}[{first[value]}]; it must be unique"
+        first.setdefault(value, i)
+
+
+def _between(where: str, value: float, least: float, most: float) -> Iterable[str]:
+    if not least <= value <= most:
+        yield f"{where} = {value}: must be from {least} to {most}"
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _explain(error: msgspec.ValidationError, tree: Mapping[str, Any]) -> str:
+    """Turn msgspec's "… - at `$.a[0].b`" into ours: path, value, what would be right."""
+    text, _, place = str(error).partition(" - at `$")
+    path = place.rstrip("`").lstrip(".")
+    if not path:
+        return f"{text} (at the top of the file)"
+    value: Any = tree
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        try:
+            value = value[name] if name else value[int(index)]
+        except (KeyError, IndexError, TypeError):
+            return f"{path}: {text}"
+    return f"{path}: {text}" if isinstance(value, dict | list) else f"{path} = {value!r}: {text}"
