@@ -48,7 +48,7 @@ bench: $(VENV)/.dev  ## first figures, side by side, into benchmarks/results
 lock: $(VENV)/.dev  ## resolve dependencies anew into the two lock files
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv lock --quiet
-	@$(BIN)/uv export --quiet --no-emit-project --no-annotate --no-header --no-dev > requirements.lock
+	@$(BIN)/uv export --quiet --no-emit-project --no-annotate --no-header --no-dev --group build > requirements.lock
 	@$(BIN)/uv export --quiet --no-emit-project --no-annotate --no-header > requirements-dev.lock
 	@rm -f uv.lock
 
