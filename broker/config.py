@@ -204,6 +204,9 @@ def _sources(settings: Settings) -> Iterable[tuple[str, SecretSource]]:
             yield "sandbox.app_secret", settings.sandbox.app_secret
         for i, played in enumerate(settings.sandbox.numbers):
             yield f"sandbox.numbers[{i}].token", played.token
+        for i, bot in enumerate(settings.sandbox.bots):
+            yield f"sandbox.bots[{i}].secret", bot.secret
+            yield f"sandbox.bots[{i}].key", bot.key
 
 
 def _names(where: str, names: list[str]) -> Iterable[str]:

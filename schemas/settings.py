@@ -211,6 +211,18 @@ class SandboxNumber(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     throughput_mps: int = 80
 
 
+class SampleBot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A bot to try things with, served beside the sandbox: "assistant" is a `meta` sink, "orders" a `standard` one."""
+
+    kind: Literal["assistant", "orders"]
+    port: int
+    secret: SecretSource
+    """What signs the events it gets."""
+    key: SecretSource
+    """Its bot key for the gateway."""
+    gateway_url: str
+
+
 class SandboxSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Meta's stand-in and the phone page."""
 
@@ -219,8 +231,11 @@ class SandboxSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     webhook_url: str = ""
     app_secret: SecretSource | None = None
     numbers: list[SandboxNumber] = field(default_factory=list)
+    path: str = ""
+    """Folder for the histories and the referee's journal; empty keeps them in memory."""
     latency_ms: int = 80
     seed: int = 1
+    bots: list[SampleBot] = field(default_factory=list)
 
 
 class ConnectorSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

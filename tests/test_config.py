@@ -1,0 +1,119 @@
+"""A configuration explains itself: every error names the setting, the value and what would be right."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker import trial
+from broker.config import load, parse
+from broker.errors import Misconfigured
+
+EXAMPLE = Path(__file__).parent.parent / "deploy" / "depesche.toml"
+
+Tree = dict[str, Any]
+
+
+def example() -> Tree:
+    """Return the example configuration as a tree to spoil."""
+    return tomllib.loads(EXAMPLE.read_text())
+
+
+def test_the_annotated_example_is_right() -> None:
+    """It is what a new operator copies first."""
+    settings = parse(example())
+    assert [number.slot for number in settings.numbers] == [0, 12]
+    assert [sink.kind for sink in settings.sinks] == ["meta", "standard"]
+    assert settings.routes[-1].when.types == []
+
+
+def test_a_trial_is_made_once_and_then_kept(tmp_path: Path) -> None:
+    """Started again, everything is still there: keys and secrets too."""
+    first = trial.prepare(tmp_path, trial.Ports())
+    before = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+    config = load(first)
+    assert trial.prepare(tmp_path, trial.Ports(receiver=1)) == first
+    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == before
+    assert str(config.app_secrets()["trial"][0]) == "***"
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "secrets").iterdir())
+
+
+def set_at(*path: str | int) -> Callable[[Tree, Any], None]:
+    """Return a function that sets one place of a tree."""
+
+    def put(tree: Tree, value: Any) -> None:
+        place: Any = tree
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = value
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("numbers", 0, "slot"), "x", "numbers[0].slot = 'x': Expected `int`"),
+        (("numbers", 0, "slot"), 24, "numbers[0].slot = 24: must be from 0 to 23"),
+        (("numbers", 1, "phone_number_id"), "106540352242922", "stands already at numbers[0]"),
+        (("numbers", 0, "throughput_mps"), 0, "numbers[0].throughput_mps = 0: must be from 1 to 1000"),
+        (("numbers", 0, "colour"), "red", "unknown field `colour`"),
+        (("sinks", 0, "url"), "ftp://x", "sinks[0].url = 'ftp://x': must be http(s)://"),
+        (("sinks", 0, "kind"), "carrier-pigeon", "sinks[0].kind = 'carrier-pigeon': Invalid enum value"),
+        (("sinks", 1, "name"), "assistant", "sinks[1].name = 'assistant': stands already at sinks[0]"),
+        (("sinks", 1, "name"), "Über", "sinks[1].name = 'Über': must match"),
+        (("keys", 0, "sink"), "nowhere", "keys[0].sink = 'nowhere': no such sink; there are assistant, orders"),
+        (("keys", 0, "sha256"), "abc", "keys[0].sha256 = 'abc': must be 64 lower-case hex digits"),
+        (("keys", 0, "numbers"), ["1"], "keys[0].numbers[0] = '1': no such number"),
+        (("routes", 0, "then", "sinks"), [], "routes[0].then.sinks = []: name at least one"),
+        (("routes", 0, "when", "regex"), "(", "routes[0].when.regex = '(': is not a regular expression"),
+        (("log", "engine"), "rabbit", "log.engine = 'rabbit': Invalid enum value"),
+        (("log", "kafka", "min_insync_replicas"), 5, "must not exceed replication_factor (3)"),
+        (("connector", "allow"), ["10.0.0.0/99"], "connector.allow[0] = '10.0.0.0/99': is not an address range"),
+        (("apps", 0, "secrets"), [], "apps[0].secrets = []: name at least one app secret"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_what_would_be_right(
+    path: tuple[str | int, ...], value: Any, said: str
+) -> None:
+    """An operator mends a file by reading the error alone."""
+    tree = example()
+    set_at(*path)(tree, value)
+    with pytest.raises(Misconfigured) as error:
+        parse(tree)
+    assert said in str(error.value)
+
+
+def test_all_errors_are_reported_at_once() -> None:
+    """A file is mended in one go, not in as many as it has errors."""
+    tree = example()
+    set_at("numbers", 0, "slot")(tree, 99)
+    set_at("keys", 0, "sink")(tree, "nowhere")
+    with pytest.raises(Misconfigured) as error:
+        parse(tree)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_every_secret_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """The example's secrets do not exist here; none of them may be taken for empty."""
+    file = tmp_path / "depesche.toml"
+    file.write_text(EXAMPLE.read_text())
+    with pytest.raises(Misconfigured) as error:
+        load(file)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 6
+    assert lines[0].startswith("apps[0].secrets[0].file: ")
+    assert any("environment variable DEPESCHE_GRAPH_TOKEN: is empty or not set" in line for line in lines)
+
+
+def test_a_file_that_is_not_there_or_not_toml_is_said(tmp_path: Path) -> None:
+    """The first thing that goes wrong for a newcomer."""
+    with pytest.raises(Misconfigured, match="cannot be read"):
+        load(tmp_path / "missing.toml")
+    (tmp_path / "wrong.toml").write_text("numbers = [")
+    with pytest.raises(Misconfigured, match="is not TOML"):
+        load(tmp_path / "wrong.toml")
