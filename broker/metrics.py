@@ -48,6 +48,7 @@ log_free_bytes = _gauge("log_free_bytes", "Embedded engine: space left on its vo
 log_lag_records = _gauge("log_lag_records", "End minus watermark over held partitions", "log")
 log_oldest_pending_timestamp = _gauge("log_oldest_pending_timestamp_seconds", "Append time of the oldest record not done; 0 for none", "log")
 log_gap_records = _counter("log_gap_records_total", "Records lost to retention before we read them", "log")
+log_corrupt_records = _counter("log_corrupt_records_total", "Embedded engine: records whose checksum is wrong, left out", "log")
 log_commits = _counter("log_commits_total", "Commits of a follower's watermark", "log", "result")
 log_engine_restarts = _counter("log_engine_restarts_total", "Client objects replaced by their supervisor", "part", "reason")
 leases_held = _gauge("leases_held", "Partitions this process owns", "stage")

@@ -45,16 +45,31 @@ class Signal:
     async def wait(self, timeout_s: float) -> bool:
         """Wait for the next `set`; return False after the timeout. Checking first and waiting then misses nothing, as
         long as there is no await in between."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        return await wait_any((self,), timeout_s)
+
+    def also(self, future: asyncio.Future[None]) -> None:
+        """Resolve this future too, at the next `set`."""
         self._waiting[future] = None
-        try:
-            async with asyncio.timeout(max(0.0, timeout_s)):
-                await future
-        except TimeoutError:
-            return False
-        finally:
-            self._waiting.pop(future, None)
-        return True
+
+    def forget(self, future: asyncio.Future[None]) -> None:
+        """Do not, after all."""
+        self._waiting.pop(future, None)
+
+
+async def wait_any(signals: Sequence[Signal], timeout_s: float) -> bool:
+    """Wait for the next `set` of any of these; return False after the timeout."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    for signal in signals:
+        signal.also(future)
+    try:
+        async with asyncio.timeout(max(0.0, timeout_s)):
+            await future
+    except TimeoutError:
+        return False
+    finally:
+        for signal in signals:
+            signal.forget(future)
+    return True
 
 
 class Tenure:
@@ -74,6 +89,10 @@ class Tenure:
     def state(self) -> LeaseState:
         """What we may do now."""
         return self._state
+
+    def stands(self, *states: LeaseState) -> bool:
+        """Whether it is in one of these states (asked anew each time: it changes while we wait)."""
+        return self._state in states
 
     def prove(self, begun_at: float) -> None:
         """Note that what was begun then (monotonic seconds) succeeded, and only an owner succeeds in it."""
@@ -100,12 +119,12 @@ class Tenure:
         self._become(LeaseState.DRAINING)
         ends_at = self._clock.monotonic() + min(timeout_s, DRAIN_S_MAX)
         try:
-            while self.state is LeaseState.DRAINING and self._working:
+            while self.stands(LeaseState.DRAINING) and self._working:
                 left_s = ends_at - self._clock.monotonic()
                 if left_s <= 0 or not await self.changed.wait(left_s):
                     break
         finally:
-            if self.state is LeaseState.DRAINING:
+            if self.stands(LeaseState.DRAINING):
                 self._become(LeaseState.AWAY)
 
     def revoke(self) -> None:

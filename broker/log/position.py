@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from broker.errors import Misconfigured, RecordTooLarge, WrongIncarnation
-from broker.log.contract import RECORD_BYTES_MAX, Draft, LogSpec, Stage, Step
+from broker.log.contract import METADATA_CHARS_MAX, RECORD_BYTES_MAX, Draft, LogSpec, Stage, Step
 
 POSITION = b"\x00position"
 """The reserved key. No customer number, slot or team begins with a zero byte."""
@@ -107,6 +107,12 @@ def check_step(stage: Stage, step: Step, logs: Mapping[str, LogSpec]) -> None:
     for log in step.position:
         if log not in stage.inputs:
             raise Misconfigured(f"stage {stage.name!r} moves its position in {log!r}, which is none of its inputs")
+
+
+def check_metadata(name: str, metadata: str) -> None:
+    """Raise `RecordTooLarge` when a text does not fit beside a committed offset."""
+    if len(metadata) > METADATA_CHARS_MAX:
+        raise RecordTooLarge(f"{name}: a commit's text has {len(metadata)} characters, at most {METADATA_CHARS_MAX}")
 
 
 def check_stage(stage: Stage, logs: Mapping[str, LogSpec]) -> int:
