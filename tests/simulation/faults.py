@@ -68,7 +68,7 @@ class Plan(NamedTuple):
 
 
 class Faults:
-    """What strikes in one run. Each kind draws from a stream of its own: one more kind leaves the others as they were."""
+    """What strikes in one run. Each kind draws from a stream of its own: one more kind leaves the others alone."""
 
     def __init__(self, stream: Callable[[str], Random], now: Callable[[], float]) -> None:
         self._stream = stream
@@ -91,8 +91,8 @@ class Faults:
         until_s: float = float("inf"),
         seconds: Latency = Latency(0.5, 4.0, tail_chance=0.0),  # noqa: B008  # a tuple: frozen
     ) -> None:
-        """Let a kind strike with this chance at each occasion, between two virtual seconds. Chance 0 is for kinds that a
-        schedule strikes by itself (`strike`)."""
+        """Let a kind strike with this chance at each occasion, between two virtual seconds. Chance 0 is for
+        kinds that a schedule strikes by itself (`strike`)."""
         if kind not in KINDS:
             raise ValueError(f"no such kind of fault: {kind!r}")
         self._plans[kind] = Plan(chance, from_s, until_s, seconds)

@@ -174,6 +174,11 @@ class Process:
         """Call in this process, whoever asks."""
         self.loop.call_soon(callback, *args, context=self.context)
 
+    def arrive_at(self, when: float, callback: Callable[..., object], *args: Any) -> None:
+        """Call in this process at a virtual second, as what a wire brings: thawed, it meets it before its timers."""
+        handle = self.loop.call_at(when, callback, *args, context=self.context)
+        handle.timed = False  # type: ignore[attr-defined]  # our own handle
+
     def watch(self, key: object, watcher: Callable[[Process], None]) -> None:
         """Tell the watcher each change of `state`."""
         self.watchers[id(key)] = watcher
@@ -338,7 +343,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def fail(self, process: Process | None, text: str, exception: BaseException | None = None) -> None:
         """Note a failure; the run goes on."""
-        if len(self.failures) < FAILURES_MAX:
+        if len(self.failures) < FAILURES_MAX and not self._sealed:
             self.failures.append(Failure(self.now, process.name if process is not None else "world", text, exception))
 
     def is_running(self) -> bool:
