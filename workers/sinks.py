@@ -1,0 +1,125 @@
+"""How an event looks to a sink: body, headers and signature, by the sink's kind.
+
+`meta`: Meta's own webhook. The event's body as it stands, signed as Meta signs (Graph webhooks, "Validating payloads"),
+with the sink's own secret: a bot built for the Cloud API needs no change. `standard`: Standard Webhooks. `{"type",
+"timestamp", "data"}` with a stable id, the time of the attempt, and a signature for each secret valid at present.
+
+A body is the same bytes at every attempt, so that a sink can compare, and a signature made over it stays right.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import hmac
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+from broker.errors import Misconfigured
+from broker.secrets import Secret
+from schemas.records import DeliveryEvent
+from schemas.settings import SinkSettings
+
+WHSEC = "whsec_"
+LATEST_MS = 253_402_300_799_999
+"""The last ms of the year 9999: beyond it a timestamp has no ISO form."""
+
+_not_ascii = re.compile("[^\x00-\x7f]")
+
+
+class Request(NamedTuple):
+    """What is to be posted."""
+
+    headers: dict[str, str]
+    body: bytes
+
+
+class Target:
+    """One sink: where it is and how it is spoken to."""
+
+    def __init__(self, settings: SinkSettings, secrets: Sequence[Secret]) -> None:
+        """`secrets`: the present one first, then those still valid while one is being rotated (`standard` only signs
+        with all; Meta's format has room for one). Raises `Misconfigured`."""
+        if not secrets:
+            raise Misconfigured(f"sinks.{settings.name}.secret: a sink needs one; its events are signed with it")
+        if not settings.url.startswith(("https://", "http://")):
+            raise Misconfigured(f"sinks.{settings.name}.url: must begin with https:// or http://")
+        self.settings = settings
+        self.name = settings.name
+        if settings.kind == "standard":
+            self._keys = [_standard_key(settings.name, secret) for secret in secrets]
+        else:
+            self._keys = [secret.reveal().encode() for secret in secrets]
+
+    def render(self, event: DeliveryEvent, now: int) -> Request:
+        """Return the request of an attempt at `now` (Unix ms)."""
+        if self.settings.kind == "standard":
+            return self._standard(event, now)
+        return self._meta(event)
+
+    def _meta(self, event: DeliveryEvent) -> Request:
+        body = ascii_json(event.body)
+        signature = hmac.new(self._keys[0], body, hashlib.sha256).hexdigest()
+        return Request(
+            {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                "X-Hub-Signature-256": f"sha256={signature}",
+            },
+            body,
+        )
+
+    def _standard(self, event: DeliveryEvent, now: int) -> Request:
+        at = event.at or event.accepted_at
+        moment = datetime.fromtimestamp(min(max(at, 0), LATEST_MS) / 1_000, UTC)
+        body = b'{"type":%b,"timestamp":"%b","data":%b}' % (
+            ascii_json(msgspec.json.encode(f"whatsapp.{event.kind}")),
+            moment.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode(),
+            ascii_json(event.body),
+        )
+        seconds = str(now // 1_000)
+        signed = b"%b.%b.%b" % (event.delivery_id.encode(), seconds.encode(), body)
+        signatures = (b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode() for key in self._keys)
+        return Request(
+            {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                "webhook-id": event.delivery_id,
+                "webhook-timestamp": seconds,
+                "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
+            },
+            body,
+        )
+
+
+def ascii_json(body: bytes) -> bytes:
+    """Return JSON as Meta writes it: what is not ASCII as `\\uXXXX` in lower case. Bodies nearly always are already.
+
+    Outside strings JSON has no such characters, so nothing needs to be parsed. Bytes that are no UTF-8 are replaced.
+    """
+    if body.isascii():
+        return body
+    return _not_ascii.sub(_escape, body.decode("utf-8", "replace")).encode("ascii")
+
+
+def _escape(match: re.Match[str]) -> str:
+    units = match.group().encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+def _standard_key(sink: str, secret: Secret) -> bytes:
+    text = secret.reveal()
+    try:
+        key = b64decode(text.removeprefix(WHSEC), validate=True)
+    except binascii.Error:
+        key = b""
+    if not text.startswith(WHSEC) or not key:
+        raise Misconfigured(
+            f"sinks.{sink}.secret: a Standard Webhooks secret is {WHSEC!r} and 24 to 64 random bytes in base64"
+        )
+    return key
