@@ -296,6 +296,11 @@ class EmbeddedLog:
             if group_name == name:
                 await group.rebalance()
 
+    async def tidy(self) -> None:
+        """Look at every partition once for what retention and compaction may remove. Raises `LogUnavailable`."""
+        self._must_be_open()
+        await self._upkeep.round()
+
     async def read(
         self, log: str, partition: int, start: int | None = None, *, tail: bool = False
     ) -> AsyncIterator[Entry]:

@@ -36,6 +36,9 @@ logger = logging.getLogger("depesche.log")
 
 SCHEMA_VERSION = 1
 
+DATABASE = "log.db"
+"""The file in the log's folder."""
+
 BATCH_BYTES_MAX = 8 * 1024 * 1024
 """One transaction: some 30 ms of writing on a usual disk."""
 
@@ -174,7 +177,7 @@ class Store:
 
     def __init__(self, folder: Path, clock: Clock, landed: Landed, bytes_max: int | None) -> None:
         self.folder = folder
-        self.path = folder / "log.db"
+        self.path = folder / DATABASE
         self._clock = clock
         self._landed = landed
         self._bytes_max = bytes_max
