@@ -226,6 +226,7 @@ class SimulatedCluster:
         self._wire = wire
         self._flush = flush
         self.session_timeout_s = session_timeout_s
+        self.ahead_ms = 0
         self._numbers = 0
         self._down = 0
         self._cut: dict[str, int] = {}
@@ -279,14 +280,17 @@ class SimulatedCluster:
         except TimeoutError:
             raise LogUnavailable(f"{subject}: no answer within {timeout_s} s") from None
 
-    def down(self, seconds: float) -> None:
-        """Let nobody reach the cluster for a while. Sessions rest meanwhile: their coordinator is down too."""
-        self.sim.note("log.down", f"{seconds:.3f}")
+    def down(self, seconds: float | None = None) -> None:
+        """Let nobody reach the cluster for a while (None: until `up`). Sessions rest meanwhile: their coordinator is
+        down too."""
+        self.sim.note("log.down", seconds)
         self.faults.strike("log.down")
         self._down += 1
-        self.world_at(self.loop.now + seconds, self._up)
+        if seconds is not None:
+            self.world_at(self.loop.now + seconds, self.up)
 
-    def _up(self) -> None:
+    def up(self) -> None:
+        """End an outage."""
         self._down -= 1
         self._reconnect()
 
@@ -316,7 +320,7 @@ class SimulatedCluster:
     @property
     def now_ms(self) -> int:
         """The cluster's wall clock."""
-        return EPOCH_MS + int(self.loop.now * 1_000)
+        return EPOCH_MS + self.ahead_ms + int(self.loop.now * 1_000)
 
     def create(self, specs: Sequence[LogSpec]) -> None:
         """Make the logs that are missing. Raises `Misconfigured` when one is there with other partitions."""
@@ -374,6 +378,12 @@ class SimulatedCluster:
                 reader.poke()
             else:
                 del partition.readers[id(reader)]
+
+    def tidy(self) -> None:
+        """Do retention and compaction now, everywhere."""
+        for log in self.logs.values():
+            for partition in log.partitions:
+                partition.trim(self.now_ms)
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -379,7 +379,7 @@ class _Holding:
         self.running: asyncio.Task[None] | None = None
         self.backoff = Backoff(membership.engine.process.random)
         self._evictions: list[asyncio.TimerHandle] = []
-        self.task = asyncio.get_running_loop().create_task(self._live(), name=f"hold {membership.name} {key}")
+        self.task = membership.process.spawn(self._live(), f"hold {membership.name} {key}")
 
     def grant(self) -> None:
         """It came back before anybody else had it."""
@@ -493,7 +493,7 @@ class _Membership:
         self._inbox: deque[tuple[Any, ...]] = deque()
         self._mail = Signal()
         self._left = False
-        self._control = asyncio.get_running_loop().create_task(self._steer(), name=f"member {name}")
+        self._control = engine.process.spawn(self._steer(), f"member {name}")
 
     @property
     def process(self) -> Process:
@@ -634,7 +634,14 @@ async def _ended(tasks: Sequence[asyncio.Future[Any]], timeout_s: float) -> None
 class SimulatedLog:
     """A process's client of the cluster (`broker.log.contract.LogEngine`)."""
 
-    def __init__(self, cluster: SimulatedCluster, process: Process, specs: Sequence[LogSpec]) -> None:
+    def __init__(
+        self,
+        cluster: SimulatedCluster,
+        process: Process,
+        specs: Sequence[LogSpec],
+        *,
+        bytes_in_flight_max: int = IN_FLIGHT_BYTES_MAX,
+    ) -> None:
         self.cluster = cluster
         self.process = process
         self._specs = {spec.name: spec for spec in specs}
@@ -644,6 +651,7 @@ class SimulatedLog:
         self._outbox: deque[_Append] = deque()
         self._sending: list[_Append] = []
         self._bytes = 0
+        self._bytes_max = bytes_in_flight_max
         self._gate = asyncio.Lock()
         self._room = Signal()
 
@@ -704,9 +712,9 @@ class SimulatedLog:
         answer: asyncio.Future[None] = self.cluster.loop.create_future()
         try:
             async with asyncio.timeout(timeout_s):
-                if self._gate.locked() or (self._bytes and self._bytes + size > IN_FLIGHT_BYTES_MAX):
+                if self._gate.locked() or (self._bytes and self._bytes + size > self._bytes_max):
                     async with self._gate:
-                        while self._bytes and self._bytes + size > IN_FLIGHT_BYTES_MAX:
+                        while self._bytes and self._bytes + size > self._bytes_max:
                             await self._room.wait(timeout_s)
                         self._check_open(f"append to {log!r}")
                         self._enqueue(_Append(log, drafts, size, answer))

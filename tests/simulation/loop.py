@@ -317,12 +317,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Task[_T]:
         """Make a task of the current process, or of the one the context names."""
         if self._sealed:
-            coro.close()
-            raise RuntimeError("the simulation is over")
+            coro.close()  # it will never run
         self._tasks_made = number = self._tasks_made + 1
         context = copy_context() if context is None else context
         task = SimTask(coro, self, number, None if name is None else str(name), context)  # type: ignore[arg-type]
-        if task.process is not None and task.process.state is State.DEAD:
+        if self._sealed or (task.process is not None and task.process.state is State.DEAD):
             self._keep(task)
         return task
 
@@ -536,6 +535,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timers.clear()
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(firstiter=None, finalizer=self._generator_dropped)
+        asyncio._set_running_loop(
+            self
+        )  # so that what a `finally` asks of asyncio is asked of a loop that takes nothing
         try:
             for task in tasks:
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -545,6 +547,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             del tasks
             gc.collect()
         finally:
+            asyncio._set_running_loop(None)
             sys.set_asyncgen_hooks(*hooks)
         super().close()
 
@@ -558,8 +561,20 @@ _UNCLOSABLE: list[object] = []
 
 
 def _dismantle(task: asyncio.Task[Any]) -> None:
-    """Close a suspended coroutine. Its `finally` blocks run, on a loop that takes nothing and adapters that refuse."""
+    """Close a suspended coroutine and those it awaits, the innermost first. Their `finally` blocks run, on a loop that
+    takes nothing and with adapters that refuse."""
+    chain: list[Any] = []
     coroutine: Any = task.get_coro()
+    while isinstance(coroutine, Coroutine):
+        chain.append(coroutine)
+        coroutine = getattr(coroutine, "cr_await", None)
+    for coroutine in reversed(chain):
+        if not _closed(coroutine):
+            _UNCLOSABLE.extend(chain)
+            return
+
+
+def _closed(coroutine: Coroutine[Any, Any, Any]) -> bool:
     for _ in range(CLOSINGS_MAX):
         try:
             coroutine.close()
@@ -568,8 +583,8 @@ def _dismantle(task: asyncio.Task[Any]) -> None:
                 continue
         except BaseException:  # what dead code raises concerns nobody
             pass
-        return
-    _UNCLOSABLE.append(coroutine)
+        return True
+    return False
 
 
 class Trace:
@@ -615,9 +630,9 @@ class Sim:
     # leaving without an exception checks that nothing failed
     """
 
-    def __init__(self, seed: int, *, real_seconds_max: float = 120.0) -> None:
+    def __init__(self, seed: int, *, real_seconds_max: float = 120.0, loop: VirtualLoop | None = None) -> None:
         self.seed = seed
-        self.loop = VirtualLoop(real_seconds_max=real_seconds_max)
+        self.loop = loop if loop is not None else VirtualLoop(real_seconds_max=real_seconds_max)
         self.trace = Trace()
         self.faults = Faults(self.random, self.loop.time)
         self.processes: dict[str, Process] = {}
