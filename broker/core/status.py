@@ -1,0 +1,133 @@
+"""Statuses as a bot gets to see them: under the id we gave it, with its own opaque data, or made by us in Meta's shape.
+
+Rewriting touches two members of the status, `id` and `biz_opaque_callback_data`; every other member keeps its place
+and its bytes. Bodies are ASCII, as Meta writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+OPAQUE = "biz_opaque_callback_data"
+
+ERRORS_HREF = "https://developers.facebook.com/documentation/business-messaging/whatsapp/support/error-codes"
+"""Where Meta's own errors point to."""
+
+_object = msgspec.json.Decoder(dict[str, Raw]).decode
+_objects = msgspec.json.Decoder(list[dict[str, Raw]]).decode
+_string = msgspec.json.Decoder(str).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class StatusBody:
+    """The body of a POST that holds one status, opened down to the status."""
+
+    __slots__ = ("_levels", "_raw", "opaque")
+
+    def __init__(self, body: bytes) -> None:
+        """Open it. Raises `ValueError` when there is not exactly one status in it."""
+        self._raw = True
+        try:
+            self._levels = _open(body, raw=True)
+        except (
+            msgspec.DecodeError
+        ):  # such as a lone surrogate in a text, which Meta does send and JSON's own reader takes
+            self._raw = False
+            try:
+                self._levels = _open(body, raw=False)
+            except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
+                raise ValueError(f"not one status in Meta's shape: {type(error).__name__}") from None
+        opaque = self._levels[-1].get(OPAQUE)
+        if self._raw and opaque is not None:
+            opaque = _string(opaque) if bytes(opaque)[:1] == b'"' else None
+        self.opaque: str | None = opaque if type(opaque) is str else None
+        """What we or somebody else put beside the send; None when there is none."""
+
+    def rewritten(self, message_id: str, own: str | None) -> bytes:
+        """Return the body under another message id, with the caller's own opaque data, or without any for None."""
+        outer, entry, change, value, status = (dict(level) for level in self._levels)
+        status["id"] = message_id
+        if own is None:
+            status.pop(OPAQUE, None)
+        else:
+            status[OPAQUE] = own if own.isascii() or not self._raw else Raw(json.dumps(own).encode())
+        value["statuses"] = [status]
+        change["value"] = value
+        entry["changes"] = [change]
+        outer["entry"] = [entry]
+        if not self._raw:
+            return json.dumps(outer, separators=(",", ":")).encode()
+        body = _encode(outer)
+        return body if body.isascii() else json.dumps(json.loads(body), separators=(",", ":")).encode()
+
+
+def _open(body: bytes, *, raw: bool) -> tuple[dict[str, Any], ...]:
+    """Return the levels: body, entry, change, value, status."""
+    if raw:
+        outer: dict[str, Any] = _object(body)
+        try:
+            (entry,) = _objects(outer["entry"])
+            (change,) = _objects(entry["changes"])
+            value = _object(change["value"])
+            (status,) = _objects(value["statuses"])
+        except (KeyError, ValueError):
+            raise ValueError("not one status in Meta's shape") from None
+        return outer, entry, change, value, status
+    outer = json.loads(body)
+    (entry,) = outer["entry"]
+    (change,) = entry["changes"]
+    value = change["value"]
+    (status,) = value["statuses"]
+    if not all(type(level) is dict for level in (outer, entry, change, value, status)):
+        raise ValueError("not a status in Meta's shape")
+    return outer, entry, change, value, status
+
+
+def failed(
+    *,
+    message_id: str,
+    waba_id: str,
+    phone_number_id: str,
+    display_phone_number: str,
+    wa_id: str,
+    bsuid: str,
+    at: int,
+    code: int,
+    title: str,
+    details: str,
+    own: str | None,
+) -> bytes:
+    """Return the body of a `failed` status in Meta's shape, for a send that never reached Meta or was refused by it.
+
+    As Meta's: no contacts, the recipient as it was addressed, `message` equals `title`. `at` is Unix ms.
+    """
+    status: dict[str, Any] = {"id": message_id, "status": "failed", "timestamp": str(at // 1_000)}
+    if wa_id:
+        status["recipient_id"] = wa_id
+    if bsuid:
+        status["recipient_user_id"] = bsuid
+    status["errors"] = [
+        {
+            "code": code,
+            "title": title,
+            "message": title,
+            "error_data": {"details": details},
+            "href": ERRORS_HREF,
+        }
+    ]
+    if own is not None:
+        status[OPAQUE] = own
+    value = {
+        "messaging_product": "whatsapp",
+        "metadata": {"display_phone_number": display_phone_number, "phone_number_id": phone_number_id},
+        "statuses": [status],
+    }
+    body = {
+        "object": "whatsapp_business_account",
+        "entry": [{"id": waba_id, "changes": [{"value": value, "field": "messages"}]}],
+    }
+    return json.dumps(body, separators=(",", ":")).encode()
