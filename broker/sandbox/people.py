@@ -113,8 +113,8 @@ class People:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def add(self, person: Person) -> Person:
-        """Introduce a person; the same id again replaces what is known."""
+    def add(self, person: Person, *, named: bool = True) -> Person:
+        """Introduce a person; the same id again replaces what is known. Who is not named may be forgotten."""
         if not person.id:
             raise ValueError("a person needs a wa_id or a bsuid")
         if len(self._by_id) >= PEOPLE_MAX and person.id not in self._by_id:
@@ -122,7 +122,8 @@ class People:
         self._by_id[person.id] = person
         if person.bsuid:
             self._by_bsuid[person.bsuid] = person
-        self.named[person.id] = person
+        if named:
+            self.named[person.id] = person
         return person
 
     def get(self, person_id: str) -> Person | None:

@@ -72,7 +72,7 @@ class Postbox:
     ) -> None:
         self.url = url
         self._secret = app_secret
-        self._poster = poster
+        self.poster = poster
         self._journal = journal
         self._faults = faults
         self._clock = clock
@@ -185,7 +185,7 @@ class Postbox:
         began = self._clock.monotonic()
         try:
             async with asyncio.timeout(self._postage.timeout_s):
-                answer = await self._poster.post(self.url, headers, parcel.body)
+                answer = await self.poster.post(self.url, headers, parcel.body)
         except (OSError, TimeoutError):
             answer = 0
         ended = self._clock.monotonic()
