@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from broker.errors import DepescheError, LeaseLost, LeaseRevoked, LogUnavailable, Misconfigured
 from broker.log.contract import SNAPSHOT, Draft, Entry, LogSpec, Restored, Stage, Step
 from broker.log.partitioning import partition_for
-from broker.log.position import NOWHERE, Position, advanced, check_incarnations
+from broker.log.position import NOWHERE, POSITION, Position, advanced, check_incarnations, encode_position
 from tests.simulation.faults import Latency
 from tests.simulation.loop import EPOCH_MS, Process, Sim, State
 
@@ -49,14 +49,15 @@ class Reader(Protocol):
 class Transaction:
     """A step that was written: open, committed or aborted."""
 
-    __slots__ = ("epoch", "key", "offsets", "open", "stage", "step")
+    __slots__ = ("epoch", "key", "offsets", "open", "position", "stage", "step")
 
-    def __init__(self, key: tuple[str, int], epoch: int, stage: Stage, step: Step) -> None:
+    def __init__(self, key: tuple[str, int], epoch: int, stage: Stage, step: Step, position: Position) -> None:
         self.key = key
         self.epoch = epoch
         self.stage = stage
         self.step = step
         self.open = True
+        self.position = position
         self.offsets: dict[Partition, list[int]] = {}
 
 
@@ -387,14 +388,19 @@ class SimulatedCluster:
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def fence(self, stage: str, partition: int) -> int:
-        """Begin a new epoch of an owner: the one before is refused from now on, and its open step is aborted."""
-        key = (stage, partition)
+    def fence(self, stage: Stage, partition: int) -> int:
+        """Begin a new epoch of an owner: the one before is refused from now on, and its open step is aborted.
+
+        Raises `WrongIncarnation` when its position belongs to a log that is no more.
+        """
+        key = (stage.name, partition)
+        where = f"{stage.name}/{partition}"
+        check_incarnations(where, self.positions.get(key, NOWHERE), self.incarnations())
         self.epochs[key] = epoch = self.epochs.get(key, 0) + 1
         transaction = self.transactions.get(key)
         if transaction is not None:
             self.abort(transaction)
-        self.sim.note("fence", stage, partition, epoch)
+        self.sim.note("fence", where, epoch)
         return epoch
 
     def write(self, stage: Stage, partition: int, epoch: int, step: Step) -> Transaction:
@@ -402,13 +408,15 @@ class SimulatedCluster:
         key = (stage.name, partition)
         if self.epochs.get(key) != epoch:
             raise LeaseLost(f"{stage.name}/{partition}: fenced (epoch {epoch}, now {self.epochs.get(key)})")
-        transaction = self.transactions[key] = Transaction(key, epoch, stage, step)
+        position = advanced(self.positions.get(key, NOWHERE), step, self.incarnations())
+        transaction = self.transactions[key] = Transaction(key, epoch, stage, step, position)
         now_ms = self.now_ms
         state = self.logs[stage.state].partitions[partition]
         for name, draft in step.derived:
             self._write(transaction, self.partition_of(name, draft), draft.key, draft.value, now_ms)
         for changed, value in step.changes:
             self._write(transaction, state, changed, value, now_ms)
+        self._write(transaction, state, POSITION, encode_position(transaction.position), now_ms)
         self.world_at(self.loop.now + TRANSACTION_TIMEOUT_S, self.abort, transaction)
         return transaction
 
@@ -430,8 +438,7 @@ class SimulatedCluster:
                 f"{transaction.key[0]}/{transaction.key[1]}: the step was aborted (epoch {transaction.epoch})"
             )
         stage, step = transaction.stage, transaction.step
-        before = self.positions.get(transaction.key, NOWHERE)
-        self.positions[transaction.key] = advanced(before, step, self.incarnations())
+        self.positions[transaction.key] = transaction.position
         for name, draft in step.derived:
             if self.logs[name].spec.kept == "last":
                 self.partition_of(name, draft).settle(draft.key, draft.value)
@@ -439,6 +446,7 @@ class SimulatedCluster:
         if state.spec.kept == "last":
             for changed, value in step.changes:
                 state.settle(changed, value)
+            state.settle(POSITION, encode_position(transaction.position))
         self._close(transaction)
 
     def abort(self, transaction: Transaction) -> None:
@@ -460,19 +468,19 @@ class SimulatedCluster:
             self._grown(partition)
 
     def restore(self, stage: Stage, partition: int, epoch: int) -> Restored:
-        """Return what was committed. Raises `LeaseLost` to whoever was fenced, `WrongIncarnation`."""
+        """Return what was committed. Raises `LeaseLost` to whoever was fenced."""
         key = (stage.name, partition)
         if self.epochs.get(key) != epoch:
             raise LeaseLost(f"{stage.name}/{partition}: fenced before it had restored")
         position = self.positions.get(key, NOWHERE)
-        check_incarnations(f"{stage.name}/{partition}", position, self.incarnations())
         state = self.logs[stage.state].partitions[partition]
         if state.spec.kept == "last":
-            records = list(state.last.items())
+            records = [(key, value) for key, value in state.last.items() if key != POSITION]
         else:
             begin = state.journal_begins() if state.spec.kept == "journal" else 0
             end = bisect_left(state.offsets, state.visible_end)
-            records = [(entry.key, entry.value) for entry in state.entries[begin:end]]
+            kept = state.entries[begin:end]
+            records = [(entry.key, entry.value) for entry in kept if entry.key != POSITION]
         return Restored(records, position.offsets, position.memo)
 
     # ── groups ───────────────────────────────────────────────────────────────────────────────────────────────────────

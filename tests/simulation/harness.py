@@ -5,20 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import pytest
-
 from broker.log.contract import LogEngine, LogSpec, Stage, Step
 from tests.simulation.cluster import SimulatedCluster
+from tests.simulation.faults import Latency
 from tests.simulation.log import IN_FLIGHT_BYTES_MAX, SimulatedLog
 from tests.simulation.loop import Process, Sim, VirtualLoop
-
-
-class VirtualPolicy(asyncio.DefaultEventLoopPolicy):
-    """Makes virtual loops: the suite's hours of patience cost nothing."""
-
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        """Make a virtual loop."""
-        return VirtualLoop(real_seconds_max=100.0)
 
 
 class SimulatedHarness:
@@ -33,13 +24,9 @@ class SimulatedHarness:
         assert isinstance(loop, VirtualLoop)
         self._loop = loop
         self._sim = Sim(1, loop=loop)
-        self._cluster = SimulatedCluster(self._sim)
+        # Constant latencies: some tests of the suite take it that what is durable can be fetched at once.
+        self._cluster = SimulatedCluster(self._sim, wire=Latency(0.001, 0.001, 0.0), flush=Latency(0.002, 0.002, 0.0))
         self._engines: list[SimulatedLog] = []
-
-    @classmethod
-    def for_test(cls, _: pytest.FixtureRequest) -> SimulatedHarness:
-        """Make a harness on the running loop."""
-        return cls()
 
     async def open(self, specs: Sequence[LogSpec], *, bytes_in_flight_max: int | None = None) -> SimulatedLog:
         """Make an engine in a process of its own and start it."""
@@ -65,7 +52,7 @@ class SimulatedHarness:
 
     async def usurp(self, engine: LogEngine, stage: Stage, partition: int, step: Step | None = None) -> None:
         """Fence it at the cluster, past the group."""
-        epoch = self._cluster.fence(stage.name, partition)
+        epoch = self._cluster.fence(stage, partition)
         if step is not None:
             self._cluster.commit(self._cluster.write(stage, partition, epoch, step))
 

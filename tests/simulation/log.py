@@ -14,7 +14,15 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
-from broker.errors import LeaseLost, LeaseRevoked, LogUnavailable, Misconfigured, OutOfTurn, WrongIncarnation
+from broker.errors import (
+    LeaseLost,
+    LeaseRevoked,
+    LogUnavailable,
+    Misconfigured,
+    OutOfTurn,
+    RecordTooLarge,
+    WrongIncarnation,
+)
 from broker.log.contract import (
     METADATA_CHARS_MAX,
     Draft,
@@ -93,18 +101,23 @@ class _Feed:
         self._asking = True
         cluster = self._cluster
         delay = cluster.wire_s() + cluster.faults.delay("fetch.slow")
-        cluster.world_at(cluster.loop.now + delay, cluster.when_reached, self.process, self._answer)
-
-    def _answer(self) -> None:
-        self.process.arrive_at(self._cluster.loop.now, self._arrived)
+        self.process.arrive_at(cluster.loop.now + delay, self._arrived)
 
     def _arrived(self) -> None:
+        cluster = self._cluster
+        if not cluster.reaches(self.process):
+            cluster.when_reached(self.process, self._again)
+            return
         self._asking = False
         if not self._closed:
             entries, self._at = self._partition.read(self._at, FETCH_RECORDS_MAX)
             if entries:
                 self._deliver(entries)
             self.poke()
+
+    def _again(self) -> None:
+        self._asking = False
+        self.poke()
 
     def close(self) -> None:
         """Read no further."""
@@ -344,7 +357,7 @@ class SimFollow(_Tenancy):
             await self.engine.process.never()
         self.tenure.raise_unless_committing()
         if len(metadata) > METADATA_CHARS_MAX:
-            raise ValueError(
+            raise RecordTooLarge(
                 f"{self.tenure.name}: {len(metadata)} characters beside an offset, {METADATA_CHARS_MAX} fit"
             )
         cluster, membership, seat = self.engine.cluster, self.holding.membership, self.holding.membership.seat
@@ -535,7 +548,7 @@ class _Membership:
             return SimFollow(holding, begun_at)
         epoch: int = await cluster.ask(
             self.process,
-            lambda: cluster.fence(stage.name, holding.key[1]),
+            lambda: cluster.fence(stage, holding.key[1]),
             ASK_S_MAX,
             f"fence {self.name}/{holding.key[1]}",
         )
