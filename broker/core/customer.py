@@ -1,0 +1,794 @@
+"""What a customer's actor decides: every fact once, windows, routing, admission, the life of each send, doubt.
+
+`decide` takes one record (or a deadline that fell due) and returns the state after it and what is to be done. The life
+of a send moves forward only:
+
+    taken ─▶ held (it speaks of a send whose wamid is not known yet, or one before it in its lane does)
+      └────▶ admitted, attempt 1 ─▶ accepted · refused · expired                      settled: out of `sends`
+                     ▲    └──▶ in doubt ─▶ accepted or failed by its status, or by a late answer ─▶ settled
+                     └─ attempt 2 ─┘  └──▶ unknown, when nothing can be learned any more ─────────▶ settled
+
+Statuses (sent, delivered, read, played, failed) are forwarded once each, to whoever sent, and mark the send's entry in
+the dedupe ring; marks are only ever added. Times are Unix ms. Everything a customer can make us remember has a limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+
+from broker.core import dedupe, reference, window
+from broker.core.customer_state import (
+    ACCEPTED,
+    ACCEPTED_TWICE,
+    KNOWN_MAX,
+    SEEN_EVERY_MS,
+    STATUS_MARKS,
+    Customer,
+    Known,
+    Send,
+    pack_send_id,
+    pack_wamid,
+    unpack_send_id,
+    unpack_wamid,
+)
+from broker.core.identity import address, is_customer, normalise_wa_id
+from broker.core.opaque import Opaque, is_send_id, unwrap, wrap
+from broker.core.routing import Rule, compile_routes, route
+from broker.core.status import StatusBody, failed
+from schemas.ids import CustomerKey, SendId, Sink
+from schemas.records import (
+    LANE_OF,
+    ConversationRecord,
+    DeliveryEvent,
+    DeliveryFailed,
+    Item,
+    Ready,
+    SendClass,
+    SendOutcome,
+    SendRequest,
+    Settle,
+)
+from schemas.settings import Settings
+
+WINDOWS_MAX = 16
+"""Business numbers one customer wrote to; the window opened longest ago goes first."""
+
+WAITING_BYTES_MAX = 1_000_000
+"""Payloads of one customer's waiting sends, written with every change of its state. One send of the gateway's limit
+(256 kB) always fits beside others, and the state stays far below a record's limit."""
+
+ATTEMPTS_MAX = 2
+"""A send in doubt is repeated once: each repetition may be a duplicate, and doubt that returns has a cause that
+repeating does not cure (mechanisms.md L1)."""
+
+LOOK_AGAIN_MS = 5_000
+"""How often a doubt is looked at whose time is over while nothing proves that webhooks arrive."""
+
+EVIDENCE_SLACK_MS = 2_000
+"""How much later than the doubtful call something must be: Meta's instants are whole seconds, by its clock."""
+
+SILENT_MS_MIN = 60_000
+"""A doubt is not given up sooner after its call, however soon the send would have been too old."""
+
+LOST_AFTER_MS = 600_000
+"""A send nobody reported on is given up this long after the last moment its call could begin: its log was lost."""
+
+LIFE_MS: dict[SendClass, int] = {
+    "otp": 10 * 60_000,
+    "reply": window.WINDOW_MS,
+    "transactional": window.WINDOW_MS,
+    "campaign": window.WINDOW_MS,
+}
+"""How long a send may wait when its sender does not say. A one-time code lives 10 min at Meta, too."""
+
+MARK_LIFE_MS = 10 * 60_000
+"""A read mark or typing indicator later than this tells the customer nothing."""
+
+
+# ---- what is known beside
+
+
+class NumberFacts(Struct, frozen=True):
+    """What a decision needs of a business number's setting."""
+
+    waba_id: str
+    display_phone_number: str
+    slot: int
+
+
+class Context(Struct, frozen=True):
+    """The configuration as decisions see it; replaced whole when it changes."""
+
+    rules: tuple[Rule, ...]
+    numbers: Mapping[str, NumberFacts]
+    doubt_ms: Mapping[SendClass, int]
+    """How long a doubt lasts before the send is repeated; -1: it never is."""
+    window_margin_ms: int
+    waiting_sends_max: int
+
+
+def context_of(settings: Settings) -> Context:
+    """Compile what decisions need of the settings. Raises `ValueError` when a route cannot be compiled."""
+    doubt = settings.customer.doubt
+    seconds: dict[SendClass, float] = {
+        "otp": doubt.otp_s,
+        "reply": doubt.reply_s,
+        "transactional": doubt.transactional_s,
+        "campaign": doubt.campaign_s,
+    }
+    return Context(
+        rules=compile_routes(settings.routes),
+        numbers={
+            number.phone_number_id: NumberFacts(number.waba_id, number.display_phone_number, number.slot)
+            for number in settings.numbers
+        },
+        doubt_ms={name: round(value * 1_000) if value >= 0 else -1 for name, value in seconds.items()},
+        window_margin_ms=round(settings.customer.window_margin_s * 1_000),
+        waiting_sends_max=settings.customer.waiting_sends_max,
+    )
+
+
+# ---- events and commands
+
+
+class Due(Struct, frozen=True):
+    """A deadline of this customer fell due. `heard`: for each business number, Meta's instant of the newest first
+    status that arrived (`heard_of`)."""
+
+    heard: Mapping[str, int]
+
+
+Event = ConversationRecord | Due
+
+
+class Dispatch(Struct, frozen=True, gc=False):
+    """Append to the number's lane at this slot."""
+
+    slot: int
+    record: Ready | Settle
+
+
+class Deliver(Struct, frozen=True, gc=False):
+    """Append to the sink's log."""
+
+    sink: str
+    event: DeliveryEvent
+
+
+class Note(Struct, frozen=True, gc=False):
+    """Count it, once the step is durable. `what` is one of `NOTES`, `label` few or configured."""
+
+    what: str
+    label: str
+
+
+NOTES: Final = ("admitted", "routed", "duplicate", "status", "resolved", "accepted_twice")
+"""Admission; the route that took an item; what dedupe removed, by kind; where a status went; how doubt ended; a second
+acceptance of one send."""
+
+Command = Dispatch | Deliver | Note
+
+
+class Refusal(NamedTuple):
+    """A `failed` status as Meta would say it."""
+
+    code: int
+    title: str
+    details: str
+
+
+WINDOW_CLOSED: Final = Refusal(
+    131047, "Re-engagement message", "The customer did not write in the last 24 hours: only a template may be sent."
+)
+TOO_OLD: Final = Refusal(131026, "Message undeliverable", "The message was not sent in the time it was good for.")
+BACKLOG: Final = Refusal(
+    131056,
+    "(Business Account, Consumer Account) pair rate limit hit",
+    "Too many messages to this customer wait to be sent.",
+)
+NUMBER_UNKNOWN: Final = Refusal(
+    100, "Invalid parameter", "The phone number id is not configured here, or is no longer (error subcode 33)."
+)
+EPOCH_STALE: Final = Refusal(
+    131005, "Access denied", "The conversation has passed to another holder since this one was told its epoch."
+)
+REFERENCE_GONE: Final = Refusal(
+    131009, "Parameter value is not valid", "The message it speaks of was not sent, or too long ago."
+)
+UNREADABLE: Final = Refusal(100, "Invalid parameter", "The body is not a JSON object.")
+ADDRESS_TOO_LONG: Final = Refusal(100, "Invalid parameter", "The recipient's id is too long.")
+OUTCOME_UNKNOWN: Final = Refusal(
+    131000,
+    "Something went wrong",
+    "Whether this message was sent is not known: neither an answer nor a status arrived. It may have been delivered.",
+)
+
+# ---- decide
+
+
+def decide(
+    customer: Customer | None, key: CustomerKey, event: Event, context: Context, now: int
+) -> tuple[Customer | None, list[Command]]:
+    """Advance one customer by one event. The state given is used up: it may be changed in place and returned.
+
+    None is a customer nothing is known of; marks leave it so. Total: it raises for no record the log's types allow,
+    except that a send whose id is not of our making is a fault of ours (`ValueError`).
+    """
+    commands: list[Command] = []
+    kind = type(event)
+    if kind is SendRequest and event.kind == "mark":  # type: ignore[union-attr]
+        _mark(key, event, context, now, commands)  # type: ignore[arg-type]
+        return customer, commands
+    if kind is DeliveryFailed:
+        return customer, commands  # the delivery stage has set it aside and counted it
+    if customer is None:
+        customer = Customer()
+    turn = Turn(customer, key, context, now, commands)
+    if kind is Item:
+        turn.item(event)  # type: ignore[arg-type]
+    elif kind is SendRequest:
+        turn.request(event)  # type: ignore[arg-type]
+    elif kind is SendOutcome:
+        turn.outcome(event)  # type: ignore[arg-type]
+    else:
+        turn.due(event)  # type: ignore[arg-type]
+        return customer, commands
+    if now >= customer.seen_at + SEEN_EVERY_MS:
+        customer.seen_at = now
+    return customer, commands
+
+
+def _mark(key: CustomerKey, request: SendRequest, context: Context, now: int, commands: list[Command]) -> None:
+    """A read mark or typing indicator has no customer, no state and no status."""
+    number = context.numbers.get(request.phone_number_id)
+    if number is None:
+        commands.append(Note("admitted", "number"))
+        return
+    not_after = request.not_after or request.requested_at + MARK_LIFE_MS
+    ready = Ready(
+        send_id=request.send_id,
+        attempt=1,
+        phone_number_id=request.phone_number_id,
+        customer=key,
+        lane="reply",
+        send_class="reply",
+        kind="mark",
+        body=request.body,
+        admitted_at=now,
+        not_after=not_after,
+        requested_at=request.requested_at,
+    )
+    commands.append(Dispatch(number.slot, ready))
+    commands.append(Note("admitted", "mark"))
+
+
+def next_due(customer: Customer, now: int) -> int:
+    """Return when the customer is to be looked at without a record, 0 for never."""
+    earliest = 0
+    for send in customer.sends:
+        if not send.attempt:
+            at = send.not_after
+        elif send.doubt_until:
+            at = send.doubt_until if send.doubt_until > now else now + LOOK_AGAIN_MS
+            at = max(min(at, given_up_at(send)), now + 1)
+        else:
+            at = send.not_after + LOST_AFTER_MS
+        if not earliest or at < earliest:
+            earliest = at
+    return earliest
+
+
+def given_up_at(send: Send) -> int:
+    """Return when a doubt ends without having been resolved."""
+    return max(send.not_after, send.called_at + SILENT_MS_MIN)
+
+
+def heard_of(record: ConversationRecord) -> tuple[str, int] | None:
+    """Return what a record proves about intake: (number, Meta's instant) of the first status of a send of ours.
+
+    Only `sent` and `failed` follow the call at once; a `read` may be of a message sent yesterday.
+    """
+    if type(record) is Item and record.send_id and record.kind == "status" and record.status in ("sent", "failed"):
+        return record.phone_number_id, record.at
+    return None
+
+
+class Turn:
+    """One decision at work: the state it changes and the commands it gives. Lives for one event."""
+
+    __slots__ = ("_commands", "_context", "_customer", "_key", "_now")
+
+    def __init__(
+        self, customer: Customer, key: CustomerKey, context: Context, now: int, commands: list[Command]
+    ) -> None:
+        self._customer = customer
+        self._key = key
+        self._context = context
+        self._now = now
+        self._commands = commands
+
+    # -- items of webhooks
+
+    def item(self, item: Item) -> None:
+        """Take what Meta told us about a customer."""
+        customer, now = self._customer, self._now
+        at = item.at
+        if customer.heard_at < at <= now + window.SKEW_MS_MAX:
+            customer.heard_at = at
+        if item.bsuid and customer.bsuid != item.bsuid and is_customer(self._key):
+            customer.bsuid = item.bsuid
+        if item.kind == "status" and (item.send_id or (customer.known and self._by_wamid(item.wamid) is not None)):
+            self._status(item)
+            return
+        if item.dedupe and not self._take(item.dedupe):
+            self._commands.append(Note("duplicate", item.kind))
+            return
+        first = False
+        if item.kind == "message":
+            number = item.phone_number_id
+            opened_at = customer.windows.get(number, 0)
+            first = not opened_at
+            if first and len(customer.windows) >= WINDOWS_MAX:
+                del customer.windows[min(customer.windows, key=lambda each: (customer.windows[each], each))]
+            customer.windows[number] = window.opened(opened_at, at or item.received_at, now)
+        self._route(item, first)
+
+    def _route(self, item: Item, first: bool) -> None:
+        routed = route(self._context.rules, item, first=first)
+        if item.kind == "status":
+            self._commands.append(Note("status", "routed" if routed.sinks else "foreign"))
+        elif routed.rules:
+            for name in routed.rules:
+                self._commands.append(Note("routed", name))
+        else:
+            self._commands.append(Note("routed", "none"))
+        if not routed.sinks:
+            return
+        body = item.body
+        if (
+            item.kind == "message"
+            and self._customer.known
+            and (item.message_type == "reaction" or b'"context"' in body)
+        ):
+            body = reference.for_bot(body, self._our_id)
+        fact = item.dedupe or f"{item.received_at}:{hashlib.blake2b(item.body, digest_size=16).hexdigest()}"
+        for sink in routed.sinks:
+            self._deliver(sink, fact, item.kind, item.phone_number_id, body, at=item.at, accepted_at=item.received_at)
+
+    def _status(self, item: Item) -> None:
+        """Take a status of a send of ours: it moves the send's life, settles its doubt, and goes to whoever sent it."""
+        try:
+            opened: StatusBody | None = StatusBody(item.body)
+        except ValueError:
+            opened = None  # the receiver read it, so this is odd; whoever sent gets it as it came
+        line = unwrap(opened.opaque) if opened is not None and opened.opaque else None
+        send_id = item.send_id
+        if not send_id:
+            remembered = self._by_wamid(item.wamid)
+            assert remembered is not None
+            send_id = unpack_send_id(remembered.send_id)
+        known, send, before = self._by_send_id(send_id), self._waiting(send_id), self._marks(send_id)
+        mark = STATUS_MARKS.get(item.status, 0)
+        if mark and is_customer(self._key):
+            new = self._advance(send_id, mark)
+        else:  # a group's status comes once for each participant; a status we have no mark for is a fact of its own
+            new = not item.dedupe or self._take(item.dedupe)
+        sink, own = _owner(line, send, known)
+        if known is not None:
+            self._compare(send_id, known, item.wamid)
+        elif item.status != "failed" and (send is not None or before in (0, STATUS_MARKS["failed"])):
+            self._know(send_id, item.wamid, sink, None if line is None or line.own_kept else own)
+        if send is not None:
+            self._settled(send, "status")
+            self._remove(send)
+        if not new:
+            self._commands.append(Note("duplicate", "status"))
+        elif sink:
+            body = opened.rewritten(send_id, own) if opened is not None else item.body
+            fact = item.dedupe or f"st:{send_id}:{item.status}"
+            self._deliver(sink, fact, "status", item.phone_number_id, body, at=item.at, accepted_at=item.received_at)
+            self._commands.append(Note("status", "forwarded"))
+        else:
+            self._route(item, first=False)
+        self._release()
+
+    # -- sends
+
+    def request(self, request: SendRequest) -> None:
+        """Take a send once, admit it, hold it, or refuse it."""
+        if not is_send_id(request.send_id):
+            raise ValueError("a send request carries an id that is not of our making")
+        if self._waiting(request.send_id) is not None or not self._take(request.send_id):
+            self._commands.append(Note("duplicate", "send"))
+            return
+        send = Send(
+            send_id=request.send_id,
+            phone_number_id=request.phone_number_id,
+            send_class=request.send_class,
+            sink=request.sink,
+            attempt=0,
+            body=request.body,
+            requested_at=request.requested_at,
+            not_after=request.not_after or request.requested_at + LIFE_MS[request.send_class],
+            wa_id=request.wa_id,
+            bsuid=request.bsuid,
+            template=request.template,
+            own=request.opaque,
+        )
+        label, refusal = self._refusal(send, request)
+        if refusal is not None:
+            self._refuse(send, label, refusal)
+            return
+        self._customer.sends.append(send)
+        try:
+            speaks = reference.own_ids(send.body)
+        except ValueError:
+            self._remove(send)
+            self._refuse(send, "unreadable", UNREADABLE)
+            return
+        if not speaks and not self._held_before(send):
+            self._admit(send, {})
+            return
+        self._release()
+        if not send.attempt and self._waiting(send.send_id) is not None:
+            self._commands.append(Note("admitted", "held"))
+
+    def _refusal(self, send: Send, request: SendRequest) -> tuple[str, Refusal | None]:
+        """Say why a send is not admitted. May bring its `not_after` forward: to the close of the window."""
+        customer, context, now = self._customer, self._context, self._now
+        if send.phone_number_id not in context.numbers:
+            return "number", NUMBER_UNKNOWN
+        if request.epoch is not None and request.epoch != customer.epoch:
+            return "epoch", EPOCH_STALE
+        if now >= send.not_after:
+            return "expired", TOO_OLD
+        if not send.template and is_customer(self._key):
+            closes_at = window.closes_at(customer.windows.get(send.phone_number_id, 0), context.window_margin_ms)
+            if now >= closes_at:
+                return "window", WINDOW_CLOSED
+            send.not_after = min(send.not_after, closes_at)
+        if customer.sends and (
+            len(customer.sends) >= context.waiting_sends_max
+            or sum(len(waiting.body) for waiting in customer.sends) + len(send.body) > WAITING_BYTES_MAX
+        ):
+            return "backlog", BACKLOG
+        return "", None
+
+    def _admit(self, send: Send, wamids: Mapping[str, str]) -> None:
+        """Hand a send to its sender: attempt 1."""
+        number = self._context.numbers.get(send.phone_number_id)
+        if number is None:  # it was held, and the number left the configuration
+            self._remove(send)
+            self._refuse(send, "number", NUMBER_UNKNOWN)
+            return
+        try:
+            line = wrap(SendId(send.send_id), Sink(send.sink), self._key, send.own)
+        except ValueError:
+            self._remove(send)
+            self._refuse(send, "address", ADDRESS_TOO_LONG)
+            return
+        body = reference.for_graph(send.body, line, wamids)
+        send.attempt = 1
+        send.body = body if self._context.doubt_ms[send.send_class] >= 0 else b""
+        self._dispatch(send, number, body)
+        self._commands.append(Note("admitted", "admitted"))
+
+    def _dispatch(self, send: Send, number: NumberFacts, body: bytes) -> None:
+        ready = Ready(
+            send_id=send.send_id,
+            attempt=send.attempt,
+            phone_number_id=send.phone_number_id,
+            customer=self._key,
+            lane=LANE_OF[send.send_class],
+            send_class=send.send_class,
+            kind="message",
+            body=body,
+            admitted_at=self._now,
+            not_after=send.not_after,
+            requested_at=send.requested_at,
+            template=send.template,
+        )
+        self._commands.append(Dispatch(number.slot, ready))
+
+    def _held_before(self, send: Send) -> bool:
+        """Whether an earlier send of the same lane is held: then this one must wait behind it."""
+        lane = LANE_OF[send.send_class]
+        return any(
+            not other.attempt and other is not send and LANE_OF[other.send_class] == lane
+            for other in self._customer.sends
+        )
+
+    def _release(self) -> None:
+        """Admit, in order, what was held for something that is known by now; refuse what can never go."""
+        if not self._customer.sends:
+            return
+        closed: dict[str, None] = {}
+        for send in list(self._customer.sends):
+            lane = LANE_OF[send.send_class]
+            if send.attempt or lane in closed:
+                continue
+            if self._now >= send.not_after:
+                self._remove(send)
+                self._refuse(send, "expired", TOO_OLD)
+                continue
+            wamids: dict[str, str] = {}
+            verdict = ""
+            for send_id in reference.own_ids(send.body):
+                known = self._by_send_id(send_id)
+                if known is not None:
+                    wamids[send_id] = unpack_wamid(known.wamid)
+                elif self._waiting(send_id) is not None and send_id != send.send_id:
+                    verdict = "wait"
+                    break
+                else:
+                    verdict = "gone"
+                    break
+            if verdict == "wait":
+                closed[lane] = None
+            elif verdict == "gone":
+                self._remove(send)
+                self._refuse(send, "reference", REFERENCE_GONE)
+            else:
+                self._admit(send, wamids)
+
+    def outcome(self, outcome: SendOutcome) -> None:
+        """Take what a sender reports of one attempt."""
+        customer = self._customer
+        send = self._waiting(outcome.send_id)
+        if send is not None and not send.attempt:
+            send = None  # held: nobody was asked to send it
+        if outcome.outcome == "in_doubt":
+            self._doubt(outcome, send)
+            return
+        if outcome.outcome == "accepted":
+            self._accepted(outcome, send)
+        elif send is None:
+            self._commands.append(Note("duplicate", "outcome"))
+        else:
+            self._settled(send, "answer")
+            self._remove(send)
+            if outcome.outcome == "expired":
+                refusal = Refusal(
+                    outcome.code or TOO_OLD.code, outcome.title or TOO_OLD.title, outcome.details or TOO_OLD.details
+                )
+            else:
+                refusal = Refusal(outcome.code or OUTCOME_UNKNOWN.code, outcome.title or "Refused", outcome.details)
+                if outcome.code == WINDOW_CLOSED.code:
+                    self._close_window(outcome)
+            self._fail(send, refusal)
+        if outcome.wa_id and is_customer(self._key):
+            how, value = address(self._key)
+            if outcome.wa_id != value and (how == "bsuid" or normalise_wa_id(outcome.wa_id) == value):
+                customer.wa_id = outcome.wa_id
+        self._release()
+
+    def _accepted(self, outcome: SendOutcome, send: Send | None) -> None:
+        known = self._by_send_id(outcome.send_id)
+        if known is not None:
+            self._compare(outcome.send_id, known, outcome.wamid)
+            self._commands.append(Note("duplicate", "outcome"))
+            return
+        self._advance(outcome.send_id, ACCEPTED)
+        if send is not None:
+            own = send.own
+            if own is not None:
+                line = unwrap(wrap(SendId(send.send_id), Sink(send.sink), self._key, own))
+                own = None if line is not None and line.own_kept else own
+            self._know(send.send_id, outcome.wamid, send.sink, own)
+            self._settled(send, "answer")
+            self._remove(send)
+
+    def _compare(self, send_id: str, known: Known, wamid: str) -> None:
+        """Count, once, that Meta took a send twice."""
+        if wamid and known.wamid and known.wamid != pack_wamid(wamid) and self._advance(send_id, ACCEPTED_TWICE):
+            self._commands.append(Note("accepted_twice", ""))
+
+    def _close_window(self, outcome: SendOutcome) -> None:
+        """Meta says the window is closed: believe it, unless the customer wrote after the call."""
+        opened_at = self._customer.windows.get(outcome.phone_number_id, 0)
+        if opened_at and opened_at < (outcome.called_at or outcome.at):
+            closed_at = self._now - window.WINDOW_MS
+            self._customer.windows[outcome.phone_number_id] = max(1, min(opened_at, closed_at))
+
+    # -- doubt
+
+    def _doubt(self, outcome: SendOutcome, send: Send | None) -> None:
+        """Nobody knows whether an attempt reached Meta. The sender holds the customer's lane until it is answered."""
+        if send is None:
+            self._settle(outcome.phone_number_id, outcome.send_id, outcome.lane)
+            return
+        if outcome.attempt < send.attempt or send.doubt_until:
+            return  # the next attempt is on its way, or the doubt has its deadline
+        called_at = outcome.called_at or outcome.at
+        send.attempt = max(send.attempt, outcome.attempt)
+        send.called_at = min(called_at, self._now)
+        wait_ms = self._context.doubt_ms[send.send_class]
+        send.doubt_until = max(1, send.called_at + wait_ms if wait_ms >= 0 else given_up_at(send))
+
+    def due(self, due: Due) -> None:
+        """Look at what waits for something that may never come."""
+        now = self._now
+        for send in list(self._customer.sends):
+            if not send.attempt:
+                continue  # held ones are looked at by `_release`
+            if not send.doubt_until:
+                if now >= send.not_after + LOST_AFTER_MS:
+                    self._give_up(send)
+            elif now >= given_up_at(send):
+                self._settled(send, "expired")
+                self._give_up(send)
+            elif now >= send.doubt_until and self._webhooks_arrive(send, due):
+                self._presume(send)
+        self._release()
+
+    def _webhooks_arrive(self, send: Send, due: Due) -> bool:
+        """Whether what happened at Meta after the doubtful call reaches us: only then does silence mean something."""
+        since = send.called_at + EVIDENCE_SLACK_MS
+        return self._customer.heard_at > since or due.heard.get(send.phone_number_id, 0) > since
+
+    def _presume(self, send: Send) -> None:
+        """Webhooks arrive and this send's did not: send it again, where its class and the clock allow."""
+        number = self._context.numbers.get(send.phone_number_id)
+        if self._context.doubt_ms[send.send_class] < 0:
+            return  # never; it waits for its status until it is given up
+        if number is None or send.attempt >= ATTEMPTS_MAX or not send.body or self._now >= send.not_after:
+            self._settled(send, "expired")
+            self._give_up(send)
+            return
+        send.attempt += 1
+        send.doubt_until = send.called_at = 0
+        self._commands.append(Note("resolved", "policy"))
+        self._dispatch(send, number, send.body)
+
+    def _give_up(self, send: Send) -> None:
+        self._remove(send)
+        self._fail(send, OUTCOME_UNKNOWN)
+
+    def _settled(self, send: Send, by: str) -> None:
+        """Tell the sender that nothing more comes for this send: it may hold a lane for it, or a second attempt."""
+        if send.doubt_until:
+            self._commands.append(Note("resolved", by))
+        if send.doubt_until or (send.attempt > 1 and by == "status"):
+            self._settle(send.phone_number_id, send.send_id, LANE_OF[send.send_class])
+
+    def _settle(self, phone_number_id: str, send_id: str, lane: str) -> None:
+        number = self._context.numbers.get(phone_number_id)
+        if number is not None:  # without a setting there is no sender that could hold anything
+            settle = Settle(send_id=send_id, phone_number_id=phone_number_id, customer=self._key, lane=lane)  # type: ignore[arg-type]
+            self._commands.append(Dispatch(number.slot, settle))
+
+    # -- refusals
+
+    def _refuse(self, send: Send, label: str, refusal: Refusal) -> None:
+        self._commands.append(Note("admitted", label))
+        self._fail(send, refusal)
+
+    def _fail(self, send: Send, refusal: Refusal) -> None:
+        """Tell whoever sent, once, in Meta's words."""
+        if not self._advance(send.send_id, STATUS_MARKS["failed"]) or not send.sink:
+            return
+        number = self._context.numbers.get(send.phone_number_id)
+        wa_id, bsuid = send.wa_id, send.bsuid
+        if not (wa_id or bsuid) and is_customer(self._key):
+            how, value = address(self._key)
+            wa_id, bsuid = (value, "") if how == "wa_id" else ("", value)
+        body = failed(
+            message_id=send.send_id,
+            waba_id="" if number is None else number.waba_id,
+            phone_number_id=send.phone_number_id,
+            display_phone_number="" if number is None else number.display_phone_number,
+            wa_id=normalise_wa_id(wa_id) or wa_id,
+            bsuid=bsuid,
+            at=self._now,
+            code=refusal.code,
+            title=refusal.title,
+            details=refusal.details,
+            own=send.own,
+        )
+        self._deliver(
+            send.sink,
+            f"st:{send.send_id}:failed",
+            "status",
+            send.phone_number_id,
+            body,
+            at=self._now,
+            accepted_at=self._now,
+        )
+
+    # -- the state
+
+    def _take(self, fact: str) -> bool:
+        """Take a fact; False when it was taken before."""
+        customer, hashed = self._customer, dedupe.fingerprint(fact)
+        if dedupe.find(customer.taken, hashed) >= 0:
+            return False
+        customer.taken = dedupe.added(customer.taken, hashed, self._now)
+        return True
+
+    def _marks(self, send_id: str) -> int:
+        """Return the marks of a send's entry, -1 when there is none (any more)."""
+        taken = self._customer.taken
+        at = dedupe.find(taken, dedupe.fingerprint(send_id))
+        return -1 if at < 0 else dedupe.marks(taken, at)
+
+    def _advance(self, send_id: str, mark: int) -> bool:
+        """Add a mark to a send's entry; False when it has it already."""
+        customer, hashed = self._customer, dedupe.fingerprint(send_id)
+        at = dedupe.find(customer.taken, hashed)
+        if at < 0:
+            customer.taken = dedupe.added(customer.taken, hashed, self._now, mark)
+            return True
+        if dedupe.marks(customer.taken, at) & mark:
+            return False
+        customer.taken = dedupe.marked(customer.taken, at, mark)
+        return True
+
+    def _waiting(self, send_id: str) -> Send | None:
+        for send in self._customer.sends:
+            if send.send_id == send_id:
+                return send
+        return None
+
+    def _remove(self, send: Send) -> None:
+        self._customer.sends = [other for other in self._customer.sends if other is not send]
+
+    def _know(self, send_id: str, wamid: str, sink: str, own: str | None) -> None:
+        known = self._customer.known
+        known.append(Known(pack_send_id(send_id), pack_wamid(wamid), sink, own))
+        if len(known) > KNOWN_MAX:
+            del known[: len(known) - KNOWN_MAX]
+
+    def _by_send_id(self, send_id: str) -> Known | None:
+        if not self._customer.known or not is_send_id(send_id):
+            return None
+        packed = pack_send_id(send_id)
+        for known in self._customer.known:
+            if known.send_id == packed:
+                return known
+        return None
+
+    def _by_wamid(self, wamid: str) -> Known | None:
+        if not self._customer.known or not wamid:
+            return None
+        packed = pack_wamid(wamid)
+        for known in self._customer.known:
+            if known.wamid == packed:
+                return known
+        return None
+
+    def _our_id(self, wamid: str) -> str:
+        known = self._by_wamid(wamid)
+        return "" if known is None else unpack_send_id(known.send_id)
+
+    def _deliver(
+        self, sink: str, fact: str, kind: str, phone_number_id: str, body: bytes, *, at: int, accepted_at: int
+    ) -> None:
+        event = DeliveryEvent(
+            delivery_id=delivery_id(fact, sink),
+            kind=kind,
+            phone_number_id=phone_number_id,
+            customer=self._key,
+            body=body,
+            at=at or accepted_at,
+            accepted_at=accepted_at,
+        )
+        self._commands.append(Deliver(sink, event))
+
+
+def _owner(line: Opaque | None, send: Send | None, known: Known | None) -> tuple[str, str | None]:
+    """Return who sent and the caller's own data: from the line Meta handed back, else from what is remembered."""
+    remembered: Send | Known | None = send if send is not None else known
+    if line is not None:
+        if line.own_kept:
+            return line.sink, line.own
+        return line.sink, None if remembered is None else remembered.own
+    return ("", None) if remembered is None else (remembered.sink, remembered.own)
+
+
+def delivery_id(fact: str, sink: str) -> str:
+    """Return the id of a delivery: the same fact to the same sink has the same id after every crash and replay."""
+    return hashlib.blake2b(f"{fact}\0{sink}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

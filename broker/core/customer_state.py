@@ -1,0 +1,167 @@
+"""What is remembered of one customer, small enough for millions: the value of its record in the state log.
+
+A quiet customer has at most 400 bytes: ids are kept in fewer than they are written in, and silence makes a state
+smaller (`quieted`) and at last superfluous (`is_forgotten`). Times are Unix ms.
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode, b64encode
+from typing import Final
+
+import msgspec
+from msgspec import Struct, field
+
+from broker.core import dedupe
+from broker.core.opaque import new_send_id
+from schemas.records import SendClass
+
+QUIET_BYTES_MAX = 400
+"""What a quiet customer may occupy; a test measures it."""
+
+QUIET_AFTER_MS = dedupe.KEPT_MS
+"""Silent for so long there is nothing left that could come twice."""
+
+KNOWN_MAX = 16
+"""Settled sends whose wamid is remembered, newest last: those a customer's tap or a bot's reply may still speak of."""
+
+KNOWN_QUIET_MAX = 4
+"""Of a quiet customer: the last things said before the silence."""
+
+FORGOTTEN_AFTER_MS = 30 * 24 * 3_600_000
+"""A customer silent for so long, with nothing to remember, is forgotten."""
+
+SEEN_EVERY_MS = 3_600_000
+"""How exactly it is kept when a customer was last heard of: a repetition alone should not change the state."""
+
+
+class Send(Struct, array_like=True, gc=False):
+    """A send that is not settled. `attempt` 0: held, `body` is the caller's. Else `body` is what would be sent again,
+    empty when its class is never sent again. `doubt_until` 0: not in doubt."""
+
+    send_id: str
+    phone_number_id: str
+    send_class: SendClass
+    sink: str
+    attempt: int
+    body: bytes
+    requested_at: int
+    not_after: int
+    called_at: int = 0
+    doubt_until: int = 0
+    wa_id: str = ""
+    bsuid: str = ""
+    template: str = ""
+    own: str | None = None
+
+
+class Known(Struct, array_like=True, gc=False, frozen=True):
+    """A settled send: its id and wamid, packed, its sink, and the caller's own data where the line had no room."""
+
+    send_id: bytes
+    wamid: bytes
+    sink: str
+    own: str | None = None
+
+
+class Customer(Struct, array_like=True):
+    """All that is remembered of one customer; packed, it is the value in the state log. An older reader ignores fields
+    added behind. `decide` changes it in place: whoever keeps the committed one keeps its bytes."""
+
+    seen_at: int = 0
+    heard_at: int = 0
+    """Meta's instant of the newest webhook item: proof that webhooks of that time arrive."""
+    taken: bytes = b""
+    """The dedupe ring."""
+    windows: dict[str, int] = field(default_factory=dict)
+    """When each number's window was last opened."""
+    known: list[Known] = field(default_factory=list)
+    sends: list[Send] = field(default_factory=list)
+    """In the order they were asked for."""
+    epoch: int = 1
+    """Counts the holders of the conversation; the first is the bot."""
+    wa_id: str = ""
+    """As Meta writes it, where that is not the key's form."""
+    bsuid: str = ""
+
+
+pack = msgspec.msgpack.Encoder().encode
+"""A `Customer` to bytes, and back. `unpack` raises `msgspec.DecodeError`."""
+unpack = msgspec.msgpack.Decoder(Customer).decode
+
+
+# ---- the life of a send
+
+ACCEPTED: Final = 1
+ACCEPTED_TWICE: Final = 64
+STATUS_MARKS: Final = {"sent": 2, "delivered": 4, "read": 8, "played": 16, "failed": 32}
+"""Marks of a send's entry in the dedupe ring. A status of another name is a fact of its own."""
+
+_RANKS: Final = ((16, "played"), (8, "read"), (4, "delivered"), (32, "failed"), (2, "sent"), (1, "accepted"))
+"""The lattice, highest first. Failed gives way to a delivery that is proven."""
+
+
+def life_of(customer: Customer, send_id: str) -> str:
+    """Return how far a send is known to have come: "" unknown, "taken", "accepted", … It never goes backwards."""
+    at = dedupe.find(customer.taken, dedupe.fingerprint(send_id))
+    if at < 0:
+        return ""
+    marks = dedupe.marks(customer.taken, at)
+    return next((name for mark, name in _RANKS if marks & mark), "taken")
+
+
+def in_doubt(customer: Customer) -> int:
+    """Return how many sends are in doubt."""
+    return sum(1 for send in customer.sends if send.doubt_until) if customer.sends else 0
+
+
+def quieted(customer: Customer, now: int) -> bool:
+    """Leave out what nobody will ask for after so long a silence; False when there was nothing to leave out."""
+    if now - customer.seen_at <= QUIET_AFTER_MS + SEEN_EVERY_MS or customer.sends:
+        return False
+    if not customer.taken and len(customer.known) <= KNOWN_QUIET_MAX:
+        return False
+    customer.taken = b""
+    del customer.known[:-KNOWN_QUIET_MAX]
+    return True
+
+
+def is_forgotten(customer: Customer, now: int) -> bool:
+    """Whether the customer was silent for long enough and there is nothing that must be remembered."""
+    return now - customer.seen_at > FORGOTTEN_AFTER_MS and not customer.sends and customer.epoch == 1
+
+
+# ---- ids in fewer bytes: a state holds several, and there are millions of states
+
+_TO_INT32 = str.maketrans("0123456789ABCDEFGHJKMNPQRSTVWXYZ", "0123456789abcdefghijklmnopqrstuv")
+_WAMID = "wamid."
+
+
+def pack_send_id(send_id: str) -> bytes:
+    """Return the 16 bytes an id of ours is made of."""
+    return int(send_id[7:].translate(_TO_INT32), 32).to_bytes(17, "big")[1:]
+
+
+def unpack_send_id(packed: bytes) -> str:
+    """Return the id again."""
+    return new_send_id(int.from_bytes(packed[:6], "big"), packed[6:])
+
+
+def pack_wamid(wamid: str) -> bytes:
+    """Return a wamid in three quarters of its bytes where it is base 64 (its first byte is 0 then), else as it is."""
+    if wamid.startswith(_WAMID):
+        try:
+            raw = b64decode(wamid[6:], validate=True)
+        except (binascii.Error, ValueError):
+            raw = b""
+        if raw and b64encode(raw).decode() == wamid[6:]:
+            return b"\0" + raw
+    return b"\1" + wamid.encode("utf-8", "surrogatepass") if wamid else b""
+
+
+def unpack_wamid(packed: bytes) -> str:
+    """Return the wamid again, to the character."""
+    if packed[:1] == b"\0":
+        return _WAMID + b64encode(packed[1:]).decode()
+    return packed[1:].decode("utf-8", "surrogatepass")
