@@ -73,6 +73,10 @@ class Breaker:
             self.phase = Phase.HALF_OPEN
         return self._era
 
+    def is_probe(self, call: int) -> bool:
+        """Whether this call is the one that decides if the breaker closes."""
+        return self.phase is Phase.HALF_OPEN and call == self._era
+
     def ended(self, call: int, found: Verdict, now: float, *, first: bool, timed_out: bool, chance: float) -> bool:
         """Note what came of a call; return True when that closed the breaker again.
 

@@ -1,0 +1,460 @@
+"""The delivery stage: events leave the logs of sinks, in order for each customer, and are done when a sink took them.
+
+    DeliveryStage    joins the group; one Gate for each sink
+    SinkPartition    one leased partition of a sink's log: reads no further than it can hold, commits what is done
+    Lane             one customer's events there, one at a time: attempt, pause, attempt, until taken or given up
+
+At least once, with a stable id. Before a record counts as done its sink took it, or it stands in `deadletters` and the
+conversation was told. What is done above the lowest open record travels in the commit's text (`core/watermark.py`),
+so that a restart delivers again only what was under way. An open breaker leaves everything where it is: on the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from broker import metrics
+from broker.clock import Clock
+from broker.core.breaker import BreakerLimits
+from broker.core.retry import Schedule, Trouble, Verdict, retry_after_s, verdict
+from broker.core.watermark import Watermark
+from broker.errors import LeaseRevoked, LogUnavailable
+from broker.log.catalogue import CONVERSATIONS, DELIVERY_GROUP, deliveries
+from broker.log.contract import Draft, Entry, Follow, LeaseState, LogEngine, Membership
+from broker.log.lease import Backoff, Signal
+from schemas.records import DeliveryEvent, DeliveryFailed, decode_delivery, encode
+from workers.actor import Actor, Woke
+from workers.gate import Gate, Line
+from workers.poster import Posted, Poster, PostFailed
+from workers.sinks import Target
+from workers.supervisor import MALFORMED, POISON, Crashes, count_dead_letter, dead_letter, describe, where
+
+KIND = "bot"
+"""Label of metrics: what is delivered to here. Agents are delivered to elsewhere."""
+
+GAVE_UP = "gave_up"
+"""Reason of a dead letter: it failed by its own fault for `give_up_after_s`."""
+
+FETCH_RECORDS_MAX = 200
+"""Taken at a time: few enough that a batch of large bodies exceeds the bound of bytes by little."""
+
+IDLE_S = 1.0
+"""How long a fetch waits when nothing is under way."""
+
+BRISK_S = 0.1
+"""How soon a revoked lease is noticed while something is under way: it has 5 s to be drained."""
+
+LET_GO_S_MAX = 2.0
+MEASURE_EVERY_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class DeliveryLimits(Struct, frozen=True):
+    """Bounds and times of the stage that are no operator's business."""
+
+    pending_records_max: int = 2_000
+    """Read and not done, for one partition; beyond it nothing more is read. Behind a stuck head the others go on
+    until then, and the map of 1,600 open records still fits into a commit."""
+    pending_bytes_max: int = 8 * 1024 * 1024
+    commit_every_s: float = 1.0
+    append_timeout_s: float = 10.0
+    schedule: Schedule = Schedule()
+    breaker: BreakerLimits = BreakerLimits()
+
+
+class Attempted(NamedTuple):
+    """What came of an attempt."""
+
+    found: Verdict
+    detail: str
+    asked_s: float | None = None
+
+
+class SetAside(NamedTuple):
+    """The event in hand stands in the dead letters."""
+
+
+class DeliveryStage:
+    """Everything that delivers in this process. `targets`: the sinks; their logs must exist."""
+
+    def __init__(
+        self,
+        engine: LogEngine,
+        targets: Sequence[Target],
+        poster: Poster,
+        clock: Clock,
+        rng: random.Random,
+        limits: DeliveryLimits | None = None,
+    ) -> None:
+        self.engine = engine
+        self.poster = poster
+        self.clock = clock
+        self.rng = rng
+        self.limits = limits if limits is not None else DeliveryLimits()
+        self.crashes = Crashes(Lane.kind)
+        self._targets = {deliveries(target.name): target for target in targets}
+        self._gates: dict[str, Gate] = {}
+        self._running: dict[SinkPartition, None] = {}
+        self._membership: Membership | None = None
+        self._measuring: asyncio.Task[None] | None = None
+
+    @property
+    def failure(self) -> Exception | None:
+        """What keeps a partition from being read for good; for the readiness probe."""
+        return None if self._membership is None else self._membership.failure
+
+    def held(self) -> frozenset[tuple[str, int]]:
+        """The (log, partition) pairs this process delivers."""
+        return frozenset() if self._membership is None else self._membership.held()
+
+    async def start(self) -> None:
+        """Join the group. Raises what `LogEngine.follow` raises."""
+        for log, target in self._targets.items():
+            self._gates[log] = Gate(target.name, self.clock, self.rng, self.limits.breaker)
+        self._membership = await self.engine.follow(DELIVERY_GROUP, list(self._targets), self._run)
+        self._measuring = asyncio.create_task(self._measure())
+
+    async def stop(self, timeout_s: float = 10.0) -> None:
+        """Begin nothing new, wait for what is under way (at most 5 s), commit, leave."""
+        membership, self._membership = self._membership, None
+        if membership is not None:
+            await membership.leave(timeout_s)
+        measuring, self._measuring = self._measuring, None
+        if measuring is not None:
+            measuring.cancel()
+            await asyncio.wait([measuring], timeout=LET_GO_S_MAX)
+
+    async def _run(self, follow: Follow) -> None:
+        partition = SinkPartition(self, follow, self._targets[follow.log], self._gates[follow.log])
+        self._running[partition] = None
+        try:
+            await partition.run()
+        finally:
+            del self._running[partition]
+
+    async def _measure(self) -> None:
+        """Show each sink's backlog, and how old it is, as far as this process has its partitions."""
+        while True:
+            for log, target in self._targets.items():
+                ours = [partition for partition in self._running if partition.log == log]
+                try:
+                    ends = await self.engine.ends(log) if ours else []
+                except LogUnavailable:
+                    continue
+                waiting = sum(max(0, ends[partition.number][1] - partition.mark.offset) for partition in ours)
+                oldest_at = min((at for partition in ours if (at := partition.oldest_at()) is not None), default=0)
+                metrics.delivery_pending_records.labels(target.name).set(waiting)
+                metrics.delivery_oldest_pending_timestamp.labels(target.name).set(oldest_at / 1_000)
+                metrics.log_lag_records.labels(log).set(waiting)
+                metrics.log_oldest_pending_timestamp.labels(log).set(oldest_at / 1_000)
+            await asyncio.sleep(MEASURE_EVERY_S)
+
+
+class SinkPartition:
+    """One leased partition of a sink's log: what is read and not done, the customers' lanes, and the watermark."""
+
+    def __init__(self, stage: DeliveryStage, follow: Follow, target: Target, gate: Gate) -> None:
+        self.stage = stage
+        self.log = follow.log
+        self.number = follow.partition
+        self.target = target
+        self.gate = gate
+        self.mark = Watermark()
+        self._follow = follow
+        self._line = Line(target.settings.in_flight_max, self._is_held, self._sink_recovered)
+        self._lanes: dict[bytes, Lane] = {}
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._open: dict[int, Entry] = {}
+        self._open_bytes = 0
+        self._freed = Signal()
+        self._failure: BaseException | None = None
+        self._under_way: dict[asyncio.Timeout, None] = {}
+        self._working: AbstractContextManager[None] | None = None
+        self._has_news = False
+        self._commit_due_at = 0.0
+        self._was_held = True
+
+    async def run(self) -> None:
+        """Deliver until the lease is lost or this is cancelled. Raises what ends it."""
+        offset, text = await self._follow.restore()
+        self.mark = Watermark.from_text(0 if offset is None else offset, text)
+        self.gate.join(self._line)
+        try:
+            while True:
+                await self._turn()
+        finally:
+            await self._let_go()
+
+    def oldest_at(self) -> int | None:
+        """When the oldest record that is not done was appended (Unix ms); None when all that was read is done."""
+        return next((entry.appended_at for entry in self._open.values()), None)
+
+    async def attempt(self, entry: Entry, event: DeliveryEvent, trouble: Trouble) -> Attempted:
+        """Wait for the turn, then post once. An attempt that a moving lease cuts off does not count."""
+        while True:
+            call = await self.gate.enter(self._line, entry.key, entry.appended_at, entry.offset)
+            found: Verdict | None = None
+            timed_out = False
+            try:
+                if self._is_held():
+                    attempted, timed_out = await self._post(entry, event, trouble)
+                    if attempted is not None:
+                        found = attempted.found
+                        if found is Verdict.TAKEN:
+                            self.complete(entry)  # with no await since the answer: a drain must find it done
+                        return attempted
+            finally:
+                first = trouble.attempts == 0
+                self.gate.leave(self._line, entry.key, call, found, first=first, timed_out=timed_out)
+
+    async def set_aside(
+        self, entry: Entry, event: DeliveryEvent | None, reason: str, detail: str, attempts: int
+    ) -> None:
+        """Make the dead letter durable, tell the conversation, and be done. Waits for as long as the log is away."""
+        now = self.stage.clock.now()
+        drafts = [dead_letter(entry, "delivery", reason, detail, attempts, now)]
+        if event is not None:
+            failed = DeliveryFailed(event.delivery_id, self.target.name, reason, attempts, now)
+            drafts.append((CONVERSATIONS, Draft(entry.key, encode(failed))))
+        rest = Backoff(self.stage.rng, first_s=0.5)
+        for log, draft in drafts:
+            while True:
+                try:
+                    await self.stage.engine.append(log, [draft], self.stage.limits.append_timeout_s)
+                    break
+                except LogUnavailable as error:
+                    _log.warning("%s-%d: a dead letter waits for its log: %s", self.log, self.number, error)
+                    await asyncio.sleep(rest.next_s())
+        count_dead_letter(self.log, reason)
+        self.complete(entry)
+
+    def complete(self, entry: Entry) -> None:
+        """Note that a record is done."""
+        if self._open.pop(entry.offset, None) is None:
+            return
+        self.stage.crashes.settled(entry)
+        self.gate.fails_no_more(entry.key)
+        self.mark.complete(entry.offset)
+        self._open_bytes -= len(entry.value)
+        self._has_news = True
+        self._freed.set()
+
+    def lane_ended(self, key: bytes) -> None:
+        """Forget a lane that has nothing to do, or was cancelled."""
+        self._lanes.pop(key, None)
+        self.gate.fails_no_more(key)
+
+    async def _turn(self) -> None:
+        """Read, hand out, commit when it is time. Every wait is short enough to notice that the lease moves."""
+        limits = self.stage.limits
+        timeout_s = IDLE_S if self._working is None else BRISK_S
+        room = limits.pending_records_max - len(self._open)
+        if self._open_bytes >= limits.pending_bytes_max:
+            room = 0
+        if room > 0 or self._follow.state is LeaseState.LOST:
+            for entry in await self._follow.fetch(max(1, min(room, FETCH_RECORDS_MAX)), timeout_s):
+                await self._take(entry)
+        else:
+            await self._freed.wait(timeout_s)
+        if self._failure is not None:
+            raise self._failure
+        self._heed_lease()
+        if self._has_news and (
+            self._follow.state is LeaseState.DRAINING or self.stage.clock.monotonic() >= self._commit_due_at
+        ):
+            await self._commit()
+        if self._working is not None and not self._under_way and not self._has_news:
+            self._working.__exit__(None, None, None)
+            self._working = None
+
+    async def _take(self, entry: Entry) -> None:
+        if not self.mark.take(entry.offset):
+            return
+        self._open[entry.offset] = entry
+        self._open_bytes += len(entry.value)
+        lane = self._lanes.get(entry.key)
+        if lane is None:
+            lane = self._lanes[entry.key] = Lane(self, entry.key)
+            task = asyncio.create_task(lane.run())
+            self._tasks[task] = None
+            task.add_done_callback(self._lane_done)
+        await lane.put(entry)  # never waits: a mailbox holds as much as the partition
+
+    async def _commit(self) -> None:
+        self._commit_due_at = self.stage.clock.monotonic() + self.stage.limits.commit_every_s
+        self._has_news = False
+        try:
+            await self._follow.commit(self.mark.offset, self.mark.to_text())
+        except (LeaseRevoked, LogUnavailable) as error:
+            self._has_news = True
+            _log.info("%s-%d: not committed now, later: %s", self.log, self.number, error)
+
+    async def _post(self, entry: Entry, event: DeliveryEvent, trouble: Trouble) -> tuple[Attempted | None, bool]:
+        """Post once; return what came of it (None: cut off, because the lease is away) and whether it timed out."""
+        clock, settings = self.stage.clock, self.target.settings
+        request = self.target.render(event, clock.now())
+        if trouble.attempts == 0:
+            metrics.delivery_wait.labels(KIND).observe(max(0, clock.now() - entry.appended_at) / 1_000)
+        if self._working is None:
+            self._working = self._follow.working()
+            self._working.__enter__()
+        begun_at = clock.monotonic()
+        cut = asyncio.timeout(None)
+        self._under_way[cut] = None
+        result, timed_out = "failed", False
+        try:
+            async with cut:
+                posted = await self.stage.poster.post(settings.url, request.headers, request.body, settings.timeout_s)
+            attempted = _judged(posted, clock.now())
+            result = _RESULTS.get(attempted.found, "failed")
+        except TimeoutError:
+            if cut.expired():
+                return None, False
+            result, timed_out = "timeout", True
+            attempted = Attempted(Verdict.SINK, "timeout")
+        except PostFailed as error:
+            timed_out = error.reason == "timeout"
+            result = _RESULTS_WITHOUT_ANSWER[error.reason]
+            attempted = Attempted(Verdict.SINK, str(error))
+        except Exception as error:  # a crash of the HTTP client says nothing about the event: never set it aside for it
+            _log.error("sink %s: the HTTP client crashed: %s", self.target.name, where(error))
+            attempted = Attempted(Verdict.SINK, f"the HTTP client crashed: {where(error)}")
+        finally:
+            del self._under_way[cut]
+            metrics.delivery_duration.labels(KIND).observe(clock.monotonic() - begun_at)
+        metrics.deliveries.labels(KIND, result).inc()
+        return attempted, timed_out
+
+    def _is_held(self) -> bool:
+        return self._follow.state is LeaseState.HELD
+
+    def _heed_lease(self) -> None:
+        """Cut off attempts when the lease is away: a successor begins them anew. Let lines go when it is back."""
+        is_held = self._is_held()
+        if is_held and not self._was_held:
+            self.gate.admit()
+        self._was_held = is_held
+        if self._follow.state is LeaseState.AWAY:
+            now = asyncio.get_running_loop().time()
+            for cut in self._under_way:
+                if not cut.expired():
+                    cut.reschedule(now)
+
+    def _sink_recovered(self) -> None:
+        for lane in list(self._lanes.values()):
+            lane.hasten()
+
+    def _lane_done(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = error
+            self._freed.set()
+
+    async def _let_go(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=LET_GO_S_MAX)
+        finally:
+            self.gate.part(self._line)
+            if self._working is not None:
+                self._working.__exit__(None, None, None)
+                self._working = None
+
+
+class Lane(Actor[Entry, Attempted | SetAside]):
+    """One customer's events at one sink. Holds the next back until the one in hand was taken or set aside."""
+
+    kind = "delivery"
+
+    def __init__(self, partition: SinkPartition, key: bytes) -> None:
+        stage = partition.stage
+        super().__init__(stage.clock, stage.rng, mailbox_max=stage.limits.pending_records_max, idle_s=0)
+        self._partition = partition
+        self._key = key
+        self._event: DeliveryEvent | None = None
+        self._trouble = Trouble()
+        self._pauses = False
+
+    async def receive(self, event: Entry | Attempted | SetAside | Woke) -> None:
+        """Attempt what came; after a failure pause, or give it up."""
+        match event:
+            case Entry():
+                self.restart()
+                try:
+                    self._event = decode_delivery(event.value)
+                except msgspec.MsgspecError as error:
+                    self.begin(self._set_aside(event, MALFORMED, str(error)))
+                else:
+                    self.begin(self._attempt(event, self._event))
+            case Woke():
+                self._pauses = False
+                assert self.in_hand is not None
+                assert self._event is not None
+                self.begin(self._attempt(self.in_hand, self._event))
+            case Attempted(found=Verdict.TAKEN) | SetAside():
+                self.finish()
+            case Attempted():
+                self._after(event)
+
+    async def crashed(self, mail: Entry, error: Exception) -> bool:
+        """Count it; the third time, set the event aside."""
+        crashes = self._partition.stage.crashes
+        attempts = crashes.crashed(mail, error)
+        if attempts < crashes.attempts_max:
+            return False
+        await self._partition.set_aside(mail, self._event, POISON, describe(error), attempts)
+        return True
+
+    def restart(self) -> None:
+        """Nothing is known about the event in hand."""
+        self._event, self._trouble, self._pauses = None, Trouble(), False
+
+    def hasten(self) -> None:
+        """The sink is back: end the pause, unless the event was refused for itself."""
+        if self._pauses:
+            self.wake_at(self.clock.monotonic())
+
+    def ended(self) -> None:
+        """Leave the partition."""
+        self._partition.lane_ended(self._key)
+
+    def _after(self, attempted: Attempted) -> None:
+        assert self.in_hand is not None
+        gate, stage, now = self._partition.gate, self._partition.stage, self.clock.monotonic()
+        gate.fails(self._key, attempted.found)
+        self._trouble = self._trouble.after(
+            attempted.found, now, sink_took_at=gate.took_at, others_fail=gate.others_fail(self._key)
+        )
+        if self._trouble.is_given_up(self._partition.target.settings.give_up_after_s):
+            self.begin(self._set_aside(self.in_hand, GAVE_UP, attempted.detail))
+            return
+        self._pauses = attempted.found is not Verdict.EVENT
+        pause_s = stage.limits.schedule.pause_s(self._trouble.attempts, stage.rng.random(), attempted.asked_s)
+        self.wake_at(now + pause_s)
+
+    async def _attempt(self, entry: Entry, event: DeliveryEvent) -> Attempted:
+        return await self._partition.attempt(entry, event, self._trouble)
+
+    async def _set_aside(self, entry: Entry, reason: str, detail: str) -> SetAside:
+        await self._partition.set_aside(entry, self._event, reason, detail, self._trouble.attempts)
+        return SetAside()
+
+
+_RESULTS = {Verdict.TAKEN: "ok", Verdict.EVENT: "refused"}
+_RESULTS_WITHOUT_ANSWER = {"timeout": "timeout", "connection": "failed", "forbidden": "forbidden"}
+
+
+def _judged(posted: Posted, now: int) -> Attempted:
+    return Attempted(verdict(posted.status), f"status {posted.status}", retry_after_s(posted.retry_after, now))

@@ -1,0 +1,169 @@
+"""Where attempts at one sink wait for their turn: the oldest event first, no more at once than the sink bears.
+
+One gate for a sink in a process. Each leased partition of its log has a line at it, with a limit of its own; the
+breaker is the sink's. While it is open nobody passes; the probe that tries the sink again is the oldest head, and one
+whose probe has failed stands behind those that have not been tried: an indigestible event must not be the only
+witness. The rules are `broker.core`'s; here is the waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from broker import metrics
+from broker.clock import Clock
+from broker.core.breaker import Breaker, BreakerLimits, Phase
+from broker.core.concurrency import Concurrency
+from broker.core.retry import Verdict
+
+_log = logging.getLogger(__name__)
+
+
+class Waiting(NamedTuple):
+    """An attempt that waits. Compared by age; no two of a line share an offset and a number."""
+
+    probes_failed: int
+    appended_at: int
+    offset: int
+    number: int
+    turn: asyncio.Future[int]
+
+
+class Line:
+    """One partition's place at the gate. `may_go` says whether its lease is held; `recovered` is called when the
+    breaker has closed again."""
+
+    def __init__(self, in_flight_max: int, may_go: Callable[[], bool], recovered: Callable[[], None]) -> None:
+        self.in_flight = 0
+        self.may_go = may_go
+        self.recovered = recovered
+        self.concurrency = Concurrency(in_flight_max)
+        self.waiting: list[Waiting] = []
+
+    def first(self) -> Waiting | None:
+        """Return who would be next, None when nobody may go. Those who went away are dropped."""
+        while self.waiting and self.waiting[0].turn.done():
+            heappop(self.waiting)
+        if not self.waiting or self.in_flight >= self.concurrency.limit or not self.may_go():
+            return None
+        return self.waiting[0]
+
+
+class Gate:
+    """A sink's breaker and the lines before it. `enter` before an attempt, `leave` after it, always."""
+
+    def __init__(self, sink: str, clock: Clock, rng: random.Random, limits: BreakerLimits | None = None) -> None:
+        self.took_at: float | None = None
+        """When the sink last took an event, in monotonic seconds."""
+        self._sink = sink
+        self._clock = clock
+        self._rng = rng
+        self._breaker = Breaker(limits)
+        self._lines: dict[Line, None] = {}
+        self._probed: dict[bytes, int] = {}
+        self._failing: dict[bytes, None] = {}
+        self._number = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_open = False
+        self._shown = metrics.delivery_breaker_open.labels(sink)
+        self._shown.set(0)
+
+    def join(self, line: Line) -> None:
+        """Let a partition's attempts wait here."""
+        self._lines[line] = None
+
+    def part(self, line: Line) -> None:
+        """Take a line away; whoever still waits in it was cancelled."""
+        self._lines.pop(line, None)
+        if not self._lines and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def enter(self, line: Line, key: bytes, appended_at: int, offset: int) -> int:
+        """Wait for the turn of a customer's event; return the number to `leave` with. The breaker may make it long."""
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._number += 1
+        heappush(line.waiting, Waiting(self._probed.get(key, 0), appended_at, offset, self._number, turn))
+        self.admit()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave(line, key, turn.result(), None)
+            raise
+
+    def leave(
+        self, line: Line, key: bytes, call: int, found: Verdict | None, *, first: bool = False, timed_out: bool = False
+    ) -> None:
+        """End an attempt. `found` None: it was not made, or not awaited. `first`: it is the event's first failure."""
+        now = self._clock.monotonic()
+        if found is None:
+            self._breaker.given_back(call, now)
+        else:
+            if found is Verdict.TAKEN:
+                self.took_at = now
+                line.concurrency.taken(line.in_flight)
+            elif found is not Verdict.EVENT:
+                if self._breaker.is_probe(call):
+                    self._probed[key] = self._probed.get(key, 0) + 1
+                if first:
+                    line.concurrency.failed(now)
+            chance = self._rng.random()
+            if self._breaker.ended(call, found, now, first=first, timed_out=timed_out, chance=chance):
+                self._recovered()
+        line.in_flight -= 1
+        self.admit()
+
+    def fails(self, key: bytes, found: Verdict) -> None:
+        """Note that a customer's event is failing, and by whose fault."""
+        if found is Verdict.EVENT:
+            self._failing.pop(key, None)
+        else:
+            self._failing[key] = None
+
+    def fails_no_more(self, key: bytes) -> None:
+        """Note that a customer's event is done, one way or another."""
+        self._failing.pop(key, None)
+
+    def others_fail(self, key: bytes) -> bool:
+        """Whether another customer's event is failing at this moment, not by its own fault."""
+        return len(self._failing) > (key in self._failing)
+
+    def admit(self) -> None:
+        """Let pass whoever may: called whenever a limit, a lease or the breaker may have changed."""
+        now = self._clock.monotonic()
+        while self._breaker.may_call(now):
+            heads = [(head, line) for line in self._lines if (head := line.first()) is not None]
+            if not heads:
+                break
+            head, line = min(heads, key=lambda pair: pair[0][:4])
+            heappop(line.waiting)
+            line.in_flight += 1
+            head.turn.set_result(self._breaker.begin(now))
+        self._show()
+        if self._breaker.phase is Phase.OPEN and self._timer is None and self._lines:
+            wait_s = max(0.0, self._breaker.until - now)
+            if wait_s > 0:
+                self._timer = asyncio.get_running_loop().call_later(wait_s, self._cooled_down)
+
+    def _cooled_down(self) -> None:
+        self._timer = None
+        self.admit()
+
+    def _recovered(self) -> None:
+        self._probed.clear()
+        for line in self._lines:
+            line.concurrency.recovered()
+            line.recovered()
+
+    def _show(self) -> None:
+        is_open = self._breaker.phase is not Phase.CLOSED
+        if is_open != self._is_open:
+            self._is_open = is_open
+            self._shown.set(is_open)
+            _log.warning("sink %s: breaker %s", self._sink, "open: nothing is attempted" if is_open else "closed again")
