@@ -1,0 +1,104 @@
+"""What rests because Meta said so: an app, an account, a number, what a business begins, a template. Half-open ends it.
+
+A gate is closed for a time that doubles with each repetition. When the time is over it lets one send through, the
+probe, and what comes of that decides: it opens, or closes for longer. So a number with a dead token costs one call a
+minute, and four hundred answers that say the same close it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from broker.core.outcome import Scope
+
+
+class Door(NamedTuple):
+    """What a gate stands before: a scope, and whose (a phone_number_id, WABA id, "<number>/<template>", "" for the
+    app)."""
+
+    scope: Scope
+    name: str
+
+
+class Gate(Struct):
+    """Closed until an instant (monotonic seconds), then half-open. `why` is for operators."""
+
+    until: float
+    strikes: int
+    why: str
+    is_stop: bool
+    probe: str = ""
+    """The send that is trying it, "" when none is."""
+
+
+class Gates:
+    """The gates of one process. Those of an app or an account concern numbers of several slots."""
+
+    def __init__(self) -> None:
+        self._gates: dict[Door, Gate] = {}
+
+    def __len__(self) -> int:
+        return len(self._gates)
+
+    def close(self, door: Door, now: float, wait_s: float, wait_s_max: float, why: str, *, is_stop: bool) -> bool:
+        """Close a gate, for longer each time in a row. Return whether this was news: answers of calls that were under
+        way when it closed are none."""
+        gate = self._gates.get(door)
+        if gate is not None and now < gate.until:
+            return False
+        strikes = 0 if gate is None else gate.strikes + 1
+        until = now + min(wait_s_max, wait_s * 2.0 ** min(strikes, 20))
+        self._gates[door] = Gate(until, strikes, why, is_stop)
+        return True
+
+    def admits(self, doors: Iterable[Door], now: float, send_id: str) -> bool:
+        """Whether this send may pass all these gates: they are open, or it is their probe, or can be."""
+        return all(
+            gate is None or (now >= gate.until and gate.probe in ("", send_id)) for gate in map(self._gates.get, doors)
+        )
+
+    def opens_at(self, doors: Iterable[Door], now: float) -> float | None:
+        """Return when the last of these gates may be tried; `now` when all may. None: it depends on a running probe."""
+        opens_at = now
+        for door in doors:
+            gate = self._gates.get(door)
+            if gate is None:
+                continue
+            if now >= gate.until and gate.probe:
+                return None
+            opens_at = max(opens_at, gate.until)
+        return opens_at
+
+    def enter(self, doors: Iterable[Door], send_id: str) -> None:
+        """Let a send pass that was admitted: it becomes the probe of each gate that is half-open."""
+        for door in doors:
+            gate = self._gates.get(door)
+            if gate is not None:
+                gate.probe = send_id
+
+    def leave(self, doors: Iterable[Door], send_id: str, *, passed: bool) -> list[Door]:
+        """End a send's passage. `passed`: Meta judged the message itself, so each gate it probed is open again; return
+        those. Otherwise the next send may try."""
+        opened = []
+        for door in doors:
+            gate = self._gates.get(door)
+            if gate is None or gate.probe != send_id:
+                continue
+            gate.probe = ""
+            if passed:
+                del self._gates[door]
+                opened.append(door)
+        return opened
+
+    def retry(self, door: Door, now: float) -> None:
+        """Let a closed gate be tried at once: what it waited for may have happened, e.g. there is a new token."""
+        gate = self._gates.get(door)
+        if gate is not None:
+            gate.until = min(gate.until, now)
+
+    def closed(self) -> dict[Door, Gate]:
+        """Return every gate that is not open, for operators."""
+        return dict(self._gates)

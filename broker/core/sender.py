@@ -1,0 +1,551 @@
+"""What one business number's sender decides: who is sent to next, when exactly, what each answer means for the rest.
+
+A send's life here:
+
+    queued ──intend──▶ intended ──permit──▶ called ──answered──▶ landing ──land──▶ done, back in its queue, or in doubt
+                          └───────────void──────────────────────▶ back in its queue
+
+`intend` chooses what the next step writes down, for a fraction of a second of the tier. `permit` is asked once that
+step stands and a connection is there: the last thing before the bytes leave. `answered` is what came of the call, and
+`land` follows when that has been reported. Each customer has one send between `intend` and `land`, over all lanes.
+
+Nothing here waits, reads a clock or writes: `broker.core.slot` keeps the ledger of several numbers, `workers.sender`
+does it all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from enum import Enum
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple
+
+from broker.core.gates import Door, Gates
+from broker.core.lanes import LanePlanner, Ring
+from broker.core.outcome import MAINTENANCE, PAIR_LIMIT, THROUGHPUT, Scope, Verdict
+from broker.core.pacing import NO_DEBT, PairDebt, Window, is_settled, pair_open_at, pair_spent, pair_struck
+from schemas.ledger import Doubt, Learned
+from schemas.records import LANES, Lane, Ready
+
+AHEAD_S = 0.5
+AHEAD_MAX = 500
+AHEAD_MIN = 2
+"""How much is intended and not yet called: half a second of the tier, 500 at most. Every one of these is in doubt when
+the process dies; fewer would let the tier run dry during a step."""
+
+LANE_SHARE_MAX: dict[Lane, float] = {"reply": 1.0, "transactional": 0.75, "campaign": 0.5}
+"""What a lane may fill of that, so that a reply never waits for an intention of a campaign to be called."""
+
+INTENT_S_MAX = 2.0
+"""A permit is for intents younger than this by the monotonic clock. A process that was frozen thaws believing it owns
+its numbers; a successor exists at the earliest after a session of 6 s and begins with a full window."""
+
+PROBE_LOOK_S = 1.0
+"""How long a send rests that waits for another's probe of a template."""
+
+STALE_RETRY_S = 0.2
+UNREACHED_S = 0.5
+UNREACHED_S_MAX = 10.0
+"""No byte went out: at once again when only a connection was stale, with growing rests when Graph cannot be reached."""
+
+
+class Instant(NamedTuple):
+    """Now, on both clocks: monotonic seconds for durations, Unix ms for what others wrote."""
+
+    monotonic: float
+    wall: int
+
+    @property
+    def ms(self) -> int:
+        """Monotonic milliseconds: what pair debts are kept in."""
+        return int(self.monotonic * 1_000)
+
+
+class Phase(Enum):
+    """Where a send stands; see the module's picture."""
+
+    QUEUED = "queued"
+    INTENDED = "intended"
+    CALLED = "called"
+    LANDING = "landing"
+    DONE = "done"
+
+
+class Permit(Enum):
+    """What the gate says just before the bytes leave."""
+
+    GRANTED = "granted"
+    """Send now, with nothing awaited in between."""
+    WAIT = "wait"
+    """The window has no room: ask again when it opens."""
+    VOID = "void"
+    """Not any more: no call was made, it goes back to its queue."""
+    EXPIRED = "expired"
+    """It is too late for this send."""
+
+
+class Send:
+    """One admitted send in memory, from its record on the lane's log until it is done there."""
+
+    __slots__ = ("called_at", "intended_at", "is_settled", "is_timed", "lane", "offset", "phase", "ready", "tries")
+
+    def __init__(self, ready: Ready, lane: Lane, offset: int) -> None:
+        self.ready = ready
+        self.lane = lane
+        self.offset = offset
+        self.phase = Phase.QUEUED
+        self.intended_at = 0.0
+        self.called_at = 0
+        self.tries = 0
+        self.is_settled = False
+        self.is_timed = False
+
+    @property
+    def is_mark(self) -> bool:
+        """A read mark or typing indicator: it has no customer and nobody waits for its outcome."""
+        return self.ready.kind == "mark"
+
+    @property
+    def has_pair(self) -> bool:
+        """Whether it goes to one person, whom the pair limit protects; a mark or a group does not."""
+        return not self.is_mark and ":#" not in self.ready.customer
+
+
+class Conversation:
+    """One customer at this number: a queue for each lane, what is under way, what is in doubt, what is owed."""
+
+    __slots__ = ("debt", "doubts", "flying", "parked", "queues", "rests")
+
+    def __init__(self) -> None:
+        self.queues: dict[Lane, deque[Send]] = {}
+        self.flying: Send | None = None
+        self.doubts: dict[Lane, Doubt] = {}
+        self.debt: PairDebt = NO_DEBT
+        self.rests: dict[Lane, int] = {}
+        self.parked: dict[Lane | None, int] = {}
+
+    def is_idle(self, now_ms: int) -> bool:
+        """Whether nothing about this customer need be remembered."""
+        return (
+            self.flying is None
+            and not self.doubts
+            and not any(self.queues.values())
+            and not any(rest > now_ms for rest in self.rests.values())
+            and is_settled(self.debt, now_ms)
+        )
+
+
+class NumberSender:
+    """One business number: its window, its lanes, its customers. Changes nothing but itself and the gates."""
+
+    def __init__(
+        self, phone_number_id: str, waba_id: str, throughput_mps: int, in_flight_max: int, gates: Gates, now: Instant
+    ) -> None:
+        """Begin with a full window and nobody waiting."""
+        self.phone_number_id = phone_number_id
+        self.waba_id = waba_id
+        self.window = Window(throughput_mps, now.monotonic)
+        self.pending: dict[Lane, int] = dict.fromkeys(LANES, 0)
+        self._in_flight_max = in_flight_max
+        self._gates = gates
+        self._unreached = Door(Scope.NUMBER, f"{phone_number_id}/unreached")
+        self._planner = LanePlanner()
+        self._rings: dict[Lane, Ring] = {lane: Ring() for lane in LANES}
+        self._conversations: dict[str, Conversation] = {}
+        self._ahead: dict[Lane, int] = dict.fromkeys(LANES, 0)
+        self._calls = 0
+        self._wakes: list[tuple[int, int, str, Lane | None]] = []
+        self._deadlines: list[tuple[int, int, Send]] = []
+        self._tick = 0
+
+    # What comes in
+
+    def put(self, send: Send) -> None:
+        """Take a send into its customer's queue. A second attempt goes to the head and ends its own doubt."""
+        ready = send.ready
+        conversation = self._conversation(ready.customer)
+        queue = conversation.queues.setdefault(send.lane, deque())
+        if ready.attempt > 1:
+            queue.appendleft(send)
+            doubt = conversation.doubts.get(send.lane)
+            if doubt is not None and doubt.send_id == ready.send_id:
+                del conversation.doubts[send.lane]
+        else:
+            queue.append(send)
+        self.pending[send.lane] += 1
+        self._time(send)
+        self._rouse(ready.customer)
+
+    def hold(self, doubt: Doubt) -> None:
+        """Let a customer's lane wait until the doubt about one of its sends is over."""
+        self._conversation(doubt.customer).doubts[doubt.lane] = doubt
+
+    def settle(self, customer: str, lane: Lane, send_id: str) -> Send | None:
+        """End the doubt about a send that will not be sent again. Return another attempt that was queued meanwhile:
+        it must not go out either and is taken from its queue. One that is intended will get no permit."""
+        conversation = self._conversations.get(customer)
+        if conversation is None:
+            return None
+        doubt = conversation.doubts.get(lane)
+        if doubt is not None and doubt.send_id == send_id:
+            del conversation.doubts[lane]
+        dropped = next((send for send in conversation.queues.get(lane, ()) if send.ready.send_id == send_id), None)
+        if dropped is not None:
+            conversation.queues[lane].remove(dropped)
+            dropped.phase = Phase.LANDING
+        flying = conversation.flying
+        if flying is not None and flying.ready.send_id == send_id and flying.phase is Phase.INTENDED:
+            flying.is_settled = True
+        self._rouse(customer)
+        self._park(customer, None, conversation, conversation.debt.free_at)
+        return dropped
+
+    def is_doubtful(self, send: Send) -> bool:
+        """Whether the doubt about this send still holds its customer's lane."""
+        conversation = self._conversations.get(send.ready.customer)
+        doubt = None if conversation is None else conversation.doubts.get(send.lane)
+        return doubt is not None and doubt.send_id == send.ready.send_id
+
+    def owe(self, customer: str, debt: PairDebt) -> None:
+        """Set what is owed to a customer, in monotonic ms; from the ledger."""
+        conversation = self._conversation(customer)
+        conversation.debt = debt
+        self._park(customer, None, conversation, debt.free_at)
+
+    def debts(self, now: Instant) -> Iterator[tuple[str, PairDebt]]:
+        """Return every customer that is owed something, and the debt in monotonic ms."""
+        for customer, conversation in self._conversations.items():
+            if not is_settled(conversation.debt, now.ms):
+                yield customer, conversation.debt
+
+    def expire(self, wall: int) -> list[Send]:
+        """Take every queued send that is too late out of its queue and return it; it lands once that is reported."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] < wall:
+            send = heappop(self._deadlines)[2]
+            send.is_timed = False
+            if send.phase is Phase.QUEUED:
+                self._conversations[send.ready.customer].queues[send.lane].remove(send)
+                self._rouse(send.ready.customer)
+                send.phase = Phase.LANDING
+                expired.append(send)
+        return expired
+
+    # What goes out
+
+    def intend(self, now: Instant) -> list[Send]:
+        """Choose what to send next, and mark it as intended; `void` undoes it when the step does not come about."""
+        self._wake(now)
+        room = self._room(now)
+        chosen: list[Send] = []
+        while len(chosen) < room:
+            lane = self._planner.pick([lane for lane in LANES if self._is_waiting(lane, now)])
+            if lane is None:
+                break
+            send = self._next(lane, now)
+            if send is not None:
+                self._ahead[lane] += 1
+                chosen.append(send)
+        return chosen
+
+    def permit(self, send: Send, now: Instant, asked_at: float, *, is_held: bool) -> Permit:
+        """Decide, synchronously with the write that follows, whether this send's bytes may leave now.
+
+        `asked_at`: monotonic seconds since when it waits for this. `is_held`: whether the lease is HELD.
+        """
+        if send.phase is not Phase.INTENDED or send.is_settled or not is_held:
+            return Permit.VOID
+        if now.monotonic - send.intended_at > INTENT_S_MAX:
+            return Permit.VOID
+        if 0 < send.ready.not_after < now.wall:
+            return Permit.EXPIRED
+        if len(self._gates) and not self._gates.admits(self._doors(send), now.monotonic, send.ready.send_id):
+            return Permit.VOID
+        if not self.window.take(now.monotonic, asked_at):
+            return Permit.WAIT
+        if len(self._gates):
+            self._gates.enter(self._doors(send), send.ready.send_id)
+        send.phase = Phase.CALLED
+        send.called_at = now.wall
+        self._ahead[send.lane] -= 1
+        self._calls += 1
+        if send.has_pair:
+            conversation = self._conversations[send.ready.customer]
+            conversation.debt = pair_spent(conversation.debt, now.ms)
+        return Permit.GRANTED
+
+    def void(self, send: Send, now: Instant) -> None:
+        """Take an intended send back into its queue: no call was made."""
+        self._leave_intended(send)
+        self._return(send, now)
+
+    def expire_intended(self, send: Send) -> None:
+        """Note that an intended send was too late; it lands once that is reported."""
+        self._leave_intended(send)
+        send.phase = Phase.LANDING
+
+    def unsent(self, send: Send, now: Instant, chance: float, *, is_unreached: bool) -> None:
+        """Take a send back of which no byte left: the connection was refused, or found closed. `chance` in [0, 1)."""
+        if send.phase is Phase.INTENDED:
+            self._leave_intended(send)
+        else:
+            self._calls -= 1
+            self._gates.leave(self._doors(send), send.ready.send_id, passed=False)
+        if is_unreached:
+            wait_s = UNREACHED_S * (1 + chance / 4)
+            self._gates.close(
+                self._unreached, now.monotonic, wait_s, UNREACHED_S_MAX, "Graph cannot be reached", is_stop=False
+            )
+        else:
+            self._rest(send, now, STALE_RETRY_S * chance)
+        self._return(send, now)
+
+    def answered(self, send: Send, verdict: Verdict, now: Instant, chance: float) -> Learned:
+        """Learn from an answer, for the number and for this send: done, in doubt, or back in its queue.
+
+        "back" takes effect at once; "done" and "doubt" when `land` says they are reported. `chance` in [0, 1).
+        """
+        self._calls -= 1
+        closing = self._door_of(verdict, send) if verdict.outcome in ("throttled", "stopped") else None
+        for door in self._doors(send) if len(self._gates) else ():
+            passed = door == self._unreached or (door != closing and verdict.outcome != "in_doubt")
+            self._gates.leave((door,), send.ready.send_id, passed=passed)
+        if verdict.outcome == "accepted":
+            self.window.thawed()
+        if verdict.outcome in ("accepted", "refused") or (verdict.outcome == "in_doubt" and send.is_mark):
+            send.phase = Phase.LANDING
+            return "done"
+        if verdict.outcome == "in_doubt":
+            send.phase = Phase.LANDING
+            ready = send.ready
+            self.hold(Doubt(self.phone_number_id, ready.customer, send.lane, ready.send_id, ready.attempt))
+            return "doubt"
+        if verdict.tries_max and send.tries + 1 >= verdict.tries_max:
+            send.phase = Phase.LANDING
+            return "done"
+        self._slow_down(send, verdict, closing, now, chance)
+        self._return(send, now)
+        return "back"
+
+    def land(self, send: Send, now: Instant) -> None:
+        """End a send that is done or in doubt and reported: the customer's next may go."""
+        conversation = self._conversation(send.ready.customer)  # one that expired in its queue may be forgotten already
+        if conversation.flying is send:
+            conversation.flying = None
+        send.phase = Phase.DONE
+        self.pending[send.lane] -= 1
+        self._rouse(send.ready.customer)
+        self._park(send.ready.customer, None, conversation, max(conversation.debt.free_at, now.ms))
+
+    def can_intend(self, now: Instant) -> bool:
+        """Whether `intend` may choose somebody at once."""
+        self._wake(now)
+        return any(self._is_waiting(lane, now) for lane in LANES) and self._room(now) > 0
+
+    def wakes_at(self, now: Instant) -> float:
+        """Return the next monotonic instant at which time alone may change what `intend` or `expire` would do."""
+        moments = [now.monotonic + 60.0]
+        if self._wakes:
+            moments.append(self._wakes[0][0] / 1_000)
+        if self._deadlines:
+            moments.append(now.monotonic + (self._deadlines[0][0] + 1 - now.wall) / 1_000)
+        for lane in LANES:
+            if len(self._rings[lane]):
+                moments.append(self.window.open_at(now.monotonic) - AHEAD_S)
+                opens_at = self._gates.opens_at(self._doors_of_lane(lane), now.monotonic)
+                moments.append(now.monotonic + PROBE_LOOK_S if opens_at is None else opens_at)
+        return min(moment for moment in moments if moment > now.monotonic)
+
+    @property
+    def ahead(self) -> int:
+        """How many are intended and not called."""
+        return sum(self._ahead.values())
+
+    @property
+    def calls(self) -> int:
+        """How many calls are under way."""
+        return self._calls
+
+    def is_reply_waiting(self, now: Instant) -> bool:
+        """Whether a reply could be intended now: the step should not wait for company."""
+        return self._is_waiting("reply", now) and self._room(now) > 0
+
+    def __len__(self) -> int:
+        """How many customers are remembered."""
+        return len(self._conversations)
+
+    def doors_of(self, scope: Scope) -> Door:
+        """Return this number's gate of a scope."""
+        match scope:
+            case Scope.APP:
+                return Door(scope, "")
+            case Scope.WABA:
+                return Door(scope, self.waba_id)
+            case _:
+                return Door(scope, self.phone_number_id)
+
+    # Inside
+
+    def _conversation(self, customer: str) -> Conversation:
+        conversation = self._conversations.get(customer)
+        if conversation is None:
+            conversation = self._conversations[customer] = Conversation()
+        return conversation
+
+    def _room(self, now: Instant) -> int:
+        if self.window.open_at(now.monotonic) - now.monotonic > AHEAD_S:
+            return 0
+        ahead = self.ahead
+        return min(self._ahead_max(now) - ahead, self._in_flight_max - self._calls - ahead)
+
+    def _ahead_max(self, now: Instant) -> int:
+        return min(AHEAD_MAX, max(AHEAD_MIN, int(self.window.limit(now.monotonic) * AHEAD_S)))
+
+    def _is_waiting(self, lane: Lane, now: Instant) -> bool:
+        if not len(self._rings[lane]):
+            return False
+        if self._ahead[lane] >= max(1, int(self._ahead_max(now) * LANE_SHARE_MAX[lane])):
+            return False
+        return not len(self._gates) or self._gates.admits(self._doors_of_lane(lane), now.monotonic, "")
+
+    def _next(self, lane: Lane, now: Instant) -> Send | None:
+        ring = self._rings[lane]
+        while len(ring):
+            customer = ring.pop()
+            conversation = self._conversations.get(customer)
+            if conversation is None or conversation.flying is not None or lane in conversation.doubts:
+                continue  # whatever ends that puts the customer here again
+            queue = conversation.queues.get(lane)
+            if not queue:
+                continue
+            opens_at_ms = self._opens_at_ms(queue[0], conversation, now)
+            if opens_at_ms > now.ms:
+                self._park(customer, lane, conversation, opens_at_ms)
+                continue
+            send = queue.popleft()
+            conversation.flying = send
+            send.phase = Phase.INTENDED
+            send.intended_at = now.monotonic
+            if len(self._gates):
+                self._gates.enter(self._doors(send), send.ready.send_id)
+            return send
+        return None
+
+    def _opens_at_ms(self, send: Send, conversation: Conversation, now: Instant) -> int:
+        opens_at = max(now.ms, conversation.rests.get(send.lane, 0))
+        if send.has_pair:
+            opens_at = max(opens_at, pair_open_at(conversation.debt, now.ms))
+        if send.ready.template and len(self._gates):
+            template_at = self._gates.opens_at((self._template_door(send),), now.monotonic)
+            if template_at is None:
+                template_at = now.monotonic + PROBE_LOOK_S
+            opens_at = max(opens_at, int(1_000 * template_at))
+        return opens_at
+
+    def _slow_down(self, send: Send, verdict: Verdict, door: Door | None, now: Instant, chance: float) -> None:
+        """Let rest what a throttle or a stop names."""
+        if verdict.code == THROUGHPUT:
+            self.window.throttled(now.monotonic)
+            self._rest(send, now, verdict.wait_s * (1 + 3 * chance))
+        elif verdict.code == MAINTENANCE:
+            self.window.freeze(now.monotonic)
+        elif verdict.code == PAIR_LIMIT:
+            conversation = self._conversations[send.ready.customer]
+            conversation.debt = pair_struck(conversation.debt, now.ms)
+        elif door is not None:
+            self._gates.close(
+                door,
+                now.monotonic,
+                verdict.wait_s,
+                verdict.wait_s_max,
+                f"{verdict.code}: {verdict.says}",
+                is_stop=verdict.outcome == "stopped",
+            )
+        else:
+            self._rest(send, now, min(verdict.wait_s_max, verdict.wait_s * 2.0 ** min(send.tries, 20)))
+            send.tries += 1
+
+    def _door_of(self, verdict: Verdict, send: Send) -> Door | None:
+        """Return the gate a throttle or stop closes; None when it concerns this customer alone or the window."""
+        if verdict.code in (THROUGHPUT, MAINTENANCE, PAIR_LIMIT) or verdict.scope in (Scope.SEND, Scope.PAIR):
+            return None
+        if verdict.scope is Scope.TEMPLATE:
+            return self._template_door(send) if send.ready.template else None
+        return self.doors_of(verdict.scope)
+
+    def _template_door(self, send: Send) -> Door:
+        return Door(Scope.TEMPLATE, f"{self.phone_number_id}/{send.ready.template}")
+
+    def _doors_of_lane(self, lane: Lane) -> tuple[Door, ...]:
+        doors = (
+            Door(Scope.APP, ""),
+            Door(Scope.WABA, self.waba_id),
+            Door(Scope.NUMBER, self.phone_number_id),
+            self._unreached,
+        )
+        return doors if lane == "reply" else (*doors, Door(Scope.INITIATED, self.phone_number_id))
+
+    def _doors(self, send: Send) -> tuple[Door, ...]:
+        doors = self._doors_of_lane(send.lane)
+        return (*doors, self._template_door(send)) if send.ready.template else doors
+
+    def _leave_intended(self, send: Send) -> None:
+        self._ahead[send.lane] -= 1
+        if len(self._gates):
+            self._gates.leave(self._doors(send), send.ready.send_id, passed=False)
+
+    def _return(self, send: Send, now: Instant) -> None:
+        """Put a send back where it came from: the head of its queue."""
+        conversation = self._conversations[send.ready.customer]
+        conversation.flying = None
+        send.phase = Phase.QUEUED
+        conversation.queues.setdefault(send.lane, deque()).appendleft(send)
+        self._time(send)
+        self._rouse(send.ready.customer)
+
+    def _time(self, send: Send) -> None:
+        """Put a send among those that may become too late."""
+        if send.ready.not_after <= 0 or send.is_timed:
+            return
+        if len(self._deadlines) > 2 * sum(self.pending.values()) + 1_024:
+            # Most windows close in a day; what was sent long ago must not be kept for it.
+            self._deadlines = [entry for entry in self._deadlines if entry[2].phase is not Phase.DONE]
+            heapify(self._deadlines)
+        send.is_timed = True
+        self._tick += 1
+        heappush(self._deadlines, (send.ready.not_after, self._tick, send))
+
+    def _rest(self, send: Send, now: Instant, wait_s: float) -> None:
+        self._conversations[send.ready.customer].rests[send.lane] = now.ms + int(wait_s * 1_000)
+
+    def _rouse(self, customer: str) -> None:
+        """Put a customer into the rings of the lanes where it has something to send."""
+        conversation = self._conversations[customer]
+        if conversation.flying is not None:
+            return
+        for lane, queue in conversation.queues.items():
+            if queue and lane not in conversation.doubts:
+                self._rings[lane].add(customer)
+
+    def _park(self, customer: str, lane: Lane | None, conversation: Conversation, at_ms: int) -> None:
+        """Look at a customer's lane again at an instant; with None, whether the customer can be forgotten."""
+        if conversation.parked.get(lane, at_ms + 1) <= at_ms:
+            return  # an earlier look comes first, and parks it again
+        conversation.parked[lane] = at_ms
+        self._tick += 1
+        heappush(self._wakes, (at_ms, self._tick, customer, lane))
+
+    def _wake(self, now: Instant) -> None:
+        while self._wakes and self._wakes[0][0] <= now.ms:
+            at_ms, _, customer, lane = heappop(self._wakes)
+            conversation = self._conversations.get(customer)
+            if conversation is None or conversation.parked.get(lane) != at_ms:
+                continue
+            del conversation.parked[lane]
+            if lane is not None:
+                self._rouse(customer)
+            elif conversation.is_idle(now.ms):
+                del self._conversations[customer]
+            elif conversation.flying is None and not conversation.doubts and not any(conversation.queues.values()):
+                self._park(customer, None, conversation, max(conversation.debt.free_at, now.ms + 60_000))

@@ -1,0 +1,571 @@
+"""What the sender of one slot remembers of a crash: which sends it intended, learned of, doubts and is done with.
+
+A slot is a partition of the `sends`, `ledger` and `traffic` logs; its numbers share it. Records come in by `take`,
+`plan` says what the next step writes, `written` or `undone` what became of it, and `begin` reads a ledger back. Every
+outcome leaves as a `Report`: it is appended to `conversations` first, and `landed` notes it for the next step then. So
+a crash at any point leaves an intent without an answer, which the next owner reports as in doubt, or nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Literal, NamedTuple
+
+from msgspec import Struct
+
+from broker.core.gates import Gates
+from broker.core.outcome import PAIR_LIMIT, Verdict
+from broker.core.pacing import NO_DEBT, PairDebt, carried, pair_spent, pair_struck
+from broker.core.sender import INTENT_S_MAX, Instant, NumberSender, Send
+from broker.core.watermark import Watermark
+from schemas.ledger import (
+    Answer,
+    Debt,
+    Doubt,
+    Intent,
+    Learned,
+    LedgerRecord,
+    Memo,
+    Part,
+    Snapshot,
+    Written,
+    decode_memo,
+    encode_memo,
+)
+from schemas.records import InboundDigest, Lane, Ready, SendOutcome, Settle
+
+MEMO_BYTES_MAX = 60_000
+"""What the runs of three lanes may take beside the position, of the engine's 64 kB. More goes into the ledger: a run
+left out would be a send that goes out twice."""
+
+RUNS_BYTES_MAX = 1_000_000
+"""Of one lane in the ledger: some 300,000 open sends, thirty times what a lane may hold."""
+
+RECENT_MAX = 16_384
+"""Attempts remembered after they are done, for a record that is appended twice: 16 s of a number at 1,000 mps."""
+
+PART_MAX = 5_000
+"""Debts or doubts in one record of a snapshot: some 500 kB."""
+
+BODY_BYTES_MAX = 8_192
+"""What a report repeats of Graph's answer."""
+
+
+class NumberPlace(Struct, frozen=True):
+    """What a slot needs to know of a configured number."""
+
+    phone_number_id: str
+    waba_id: str
+    throughput_mps: int
+    slot: int
+
+
+class Report(NamedTuple):
+    """What came of a send. `outcome` (None: nobody waits for it) goes to `conversations` under the customer's key;
+    then it is `landed`. `intent` is the ledger's, None when the send was never intended."""
+
+    customer: str
+    outcome: SendOutcome | None
+    learned: Learned
+    lane: Lane
+    offset: int
+    send: Send | None
+    intent: Intent | None
+    called_at: int = 0
+    is_again: bool = False
+    """A doubt of an earlier owner, said once more: the ledger has it already."""
+
+
+class Forward(NamedTuple):
+    """A send of a number that lives at another slot: the step appends it there and is done with it here."""
+
+    lane: Lane
+    slot: int
+    ready: Ready
+
+
+class Plan(NamedTuple):
+    """A step: ledger records, where to go on in each lane, the memo; and what it holds, to be noted once it stands."""
+
+    records: list[LedgerRecord]
+    offsets: dict[Lane, int]
+    memo: bytes
+    forwards: list[Forward]
+    sends: list[Send]
+    intents: list[Intent]
+    answers: int
+    lifted: int
+    moves: int
+
+
+class Recent:
+    """The attempts that were done last, by 8 bytes each."""
+
+    def __init__(self, packed: bytes = b"") -> None:
+        self._marks: OrderedDict[bytes, None] = OrderedDict.fromkeys(
+            packed[at : at + 8] for at in range(0, len(packed) - 7, 8)
+        )
+
+    def __contains__(self, attempt: tuple[str, int]) -> bool:
+        return self._mark(attempt) in self._marks
+
+    def add(self, send_id: str, attempt: int) -> None:
+        """Remember one more, forget the oldest beyond the bound."""
+        self._marks[self._mark((send_id, attempt))] = None
+        if len(self._marks) > RECENT_MAX:
+            self._marks.popitem(last=False)
+
+    def packed(self) -> bytes:
+        """Return all, oldest first."""
+        return b"".join(self._marks)
+
+    @staticmethod
+    def _mark(attempt: tuple[str, int]) -> bytes:
+        return blake2b(f"{attempt[0]}/{attempt[1]}".encode(), digest_size=8).digest()
+
+
+class Slot:
+    """One slot's numbers and its memory. Synchronous; whoever drives it does the I/O."""
+
+    def __init__(
+        self, slot: int, numbers: Mapping[str, NumberPlace], in_flight_max: int, gates: Gates, now: Instant
+    ) -> None:
+        """Begin empty; `begin` follows. `numbers` are all that are configured, also those of other slots."""
+        self.slot = slot
+        self.numbers: dict[str, NumberSender] = {
+            place.phone_number_id: NumberSender(
+                place.phone_number_id, place.waba_id, place.throughput_mps, in_flight_max, gates, now
+            )
+            for place in numbers.values()
+            if place.slot == slot
+        }
+        self._places = numbers
+        self._marks: dict[Lane, Watermark] = {}
+        self._recent = Recent()
+        self._known: dict[str, Send] = {}
+        self._open: dict[tuple[str, int], Intent] = {}
+        self._doubts: dict[tuple[str, str, Lane], Doubt] = {}
+        self._answers: list[Answer] = []
+        self._lifted: list[Doubt] = []
+        self._forwards: list[Forward] = []
+        self._moves = 0
+        self._moves_written = 0
+
+    # Restoring
+
+    def begin(
+        self, records: Iterable[LedgerRecord], offsets: Mapping[Lane, int], memo: bytes, now: Instant
+    ) -> list[Report]:
+        """Read the ledger back. Return what has to be reported: each intent without an answer is in doubt, and doubts
+        of before are said again, since whoever decides them may have done so while nobody listened here."""
+        folded = _fold(records)
+        self._recent = folded.recent
+        done = decode_memo(memo) if memo else Memo({})
+        for lane, offset in offsets.items():
+            runs = done.done if done.fits else folded.done
+            self._marks[lane] = Watermark.from_bytes(offset, runs.get(lane, b""))
+        reports = []
+        for intent in folded.open.values():
+            self._open[intent.send_id, intent.attempt] = intent
+            if not intent.is_mark:
+                self._hold(Doubt(intent.phone_number_id, intent.customer, intent.lane, intent.send_id, intent.attempt))
+            reports.append(self._report_lost(intent, now))
+        for key, doubt in folded.doubts.items():
+            self._doubts[key] = doubt
+            self._hold(doubt)
+            reports.append(self._report_again(doubt, now))
+        for (phone_number_id, customer), debt in folded.debts.items():
+            number = self.numbers.get(phone_number_id)
+            if number is not None:
+                number.owe(customer, carried(debt, now.ms - now.wall, now.ms))
+        return reports
+
+    def _hold(self, doubt: Doubt) -> None:
+        number = self.numbers.get(doubt.phone_number_id)
+        if number is not None:
+            number.hold(doubt)
+
+    # What comes in
+
+    def take(self, lane: Lane, offset: int, record: Ready | Settle, now: Instant) -> Report | None:
+        """Take one record of a lane's log. Return a report when it cannot be sent at all."""
+        if not self._mark(lane).take(offset):
+            return None
+        if isinstance(record, Settle):
+            self._settle(lane, offset, record, now)
+            return None
+        number = self.numbers.get(record.phone_number_id)
+        if number is None:
+            return self._stray(lane, offset, record, now)
+        if self._is_known(lane, record):
+            self._complete(lane, offset)
+            return None
+        send = Send(record, lane, offset)
+        self._known[record.send_id] = send
+        number.put(send)
+        return None
+
+    def skip(self, lane: Lane, offset: int) -> None:
+        """Count a record as done that was set aside as a dead letter."""
+        if self._mark(lane).take(offset):
+            self._complete(lane, offset)
+
+    def count_inbound(self, digest: InboundDigest, now: Instant) -> None:
+        """Charge what a receiver saw arrive for one of our numbers."""
+        number = self.numbers.get(digest.phone_number_id)
+        if number is not None:
+            number.window.charge_inbound(digest.count, now.monotonic)
+
+    def pending(self, lane: Lane) -> int:
+        """Return how many sends of a lane are held in memory."""
+        return sum(number.pending[lane] for number in self.numbers.values())
+
+    @property
+    def doubts(self) -> int:
+        """How many sends the ledger has in doubt, or intended without an answer yet."""
+        return len(self._doubts)
+
+    # What comes of sends
+
+    def expire(self, now: Instant) -> list[Report]:
+        """Return what is too late while it was still waiting."""
+        return [
+            self._report(send, "expired", "done", now, None)
+            for number in self.numbers.values()
+            for send in number.expire(now.wall)
+        ]
+
+    def expire_intended(self, send: Send, now: Instant) -> Report:
+        """Return the report of a send that was too late for a permit."""
+        self._number(send).expire_intended(send)
+        return self._report(send, "expired", "done", now, self._intent(send))
+
+    def void(self, send: Send, now: Instant) -> None:
+        """Take back an intent whose call was never made."""
+        number = self._number(send)
+        if send.is_settled:
+            number.expire_intended(send)
+            self.landed(
+                Report(send.ready.customer, None, "done", send.lane, send.offset, send, self._intent(send)), now
+            )
+            return
+        number.void(send, now)
+        self._back(send, is_struck=False)
+
+    def unsent(self, send: Send, now: Instant, chance: float, *, is_unreached: bool) -> None:
+        """Take back a send of which no byte left."""
+        self._number(send).unsent(send, now, chance, is_unreached=is_unreached)
+        self._back(send, is_struck=False)
+
+    def answered(self, send: Send, verdict: Verdict, body: bytes, now: Instant, chance: float) -> Report | None:
+        """Learn what came of a call. Return what is to be reported; None when the send goes back to its queue."""
+        learned = self._number(send).answered(send, verdict, now, chance)
+        if learned == "back":
+            self._back(send, is_struck=verdict.outcome == "throttled" and verdict.code == PAIR_LIMIT)
+            return None
+        said: Literal["accepted", "refused", "in_doubt"] = "refused"
+        if verdict.outcome in ("accepted", "in_doubt"):
+            said = "accepted" if verdict.outcome == "accepted" else "in_doubt"
+        return self._report(send, said, learned, now, self._intent(send), verdict, body)
+
+    def landed(self, report: Report, now: Instant) -> None:
+        """Note, for the next step, that a report is durable. Its customer's next send may go."""
+        learned = report.learned
+        if report.is_again:
+            return
+        if report.send is not None:
+            number = self._number(report.send)
+            if learned == "doubt" and not number.is_doubtful(report.send):
+                learned = "done"  # settled before we knew that our report had arrived
+            number.land(report.send, now)
+            if self._known.get(report.send.ready.send_id) is report.send:
+                del self._known[report.send.ready.send_id]
+            ready = report.send.ready
+            self._recent.add(ready.send_id, ready.attempt)
+            if report.intent is None and ready.attempt > 1:
+                self._lift(ready.phone_number_id, ready.customer, report.lane, ready.send_id)
+        if report.intent is not None:
+            intent = report.intent
+            self._recent.add(intent.send_id, intent.attempt)
+            self._answers.append(Answer(intent.send_id, intent.attempt, learned, report.called_at))
+        self._complete(report.lane, report.offset)
+
+    # Steps
+
+    @property
+    def has_news(self) -> bool:
+        """Whether a step would write something, apart from new intents."""
+        return bool(self._answers or self._lifted or self._forwards or self._moves != self._moves_written)
+
+    def plan(self, now: Instant, *, may_intend: bool, is_snapshot_due: bool) -> Plan | None:
+        """Return the next step, None when there is nothing to write. `written` or `undone` must follow."""
+        sends = [send for number in self.numbers.values() for send in number.intend(now)] if may_intend else []
+        if not sends and not self.has_news and not is_snapshot_due:
+            return None
+        intents = [
+            Intent(
+                send.ready.send_id,
+                send.ready.attempt,
+                send.ready.phone_number_id,
+                send.ready.customer,
+                send.lane,
+                send.offset,
+                now.wall,
+                send.is_mark,
+            )
+            for send in sends
+        ]
+        answers, lifted = list(self._answers), list(self._lifted)
+        runs = {lane: mark.to_bytes(RUNS_BYTES_MAX) for lane, mark in self._marks.items()}
+        fits = sum(map(len, runs.values())) <= MEMO_BYTES_MAX
+        written = Written(answers, lifted, intents, {} if fits else runs)
+        records: list[LedgerRecord] = [written]
+        if is_snapshot_due:
+            records = self._snapshot(written, now)
+        return Plan(
+            records,
+            {lane: mark.offset for lane, mark in self._marks.items()},
+            encode_memo(Memo(runs if fits else {}, fits)),
+            list(self._forwards),
+            sends,
+            intents,
+            len(answers),
+            len(lifted),
+            self._moves,
+        )
+
+    def written(self, plan: Plan) -> None:
+        """Note that a step stands: its calls may begin."""
+        _apply(self._open, self._doubts, plan.intents, self._answers[: plan.answers], self._lifted[: plan.lifted])
+        del self._answers[: plan.answers]
+        del self._lifted[: plan.lifted]
+        del self._forwards[: len(plan.forwards)]
+        self._moves_written = plan.moves
+
+    def undone(self, plan: Plan, now: Instant) -> None:
+        """Take back a step of which nothing was written."""
+        for send in plan.sends:
+            self._number(send).void(send, now)
+
+    # Inside
+
+    def _number(self, send: Send) -> NumberSender:
+        return self.numbers[send.ready.phone_number_id]
+
+    def _mark(self, lane: Lane) -> Watermark:
+        mark = self._marks.get(lane)
+        if mark is None:
+            mark = self._marks[lane] = Watermark(0)
+        return mark
+
+    def _complete(self, lane: Lane, offset: int) -> None:
+        self._mark(lane).complete(offset)
+        self._moves += 1
+
+    def _is_known(self, lane: Lane, ready: Ready) -> bool:
+        """Whether this attempt, or a later one, was taken before: queued, under way, in doubt or done."""
+        queued = self._known.get(ready.send_id)
+        if queued is not None and queued.ready.attempt >= ready.attempt:
+            return True
+        doubt = self._doubts.get((ready.phone_number_id, ready.customer, lane))
+        if doubt is not None and doubt.send_id == ready.send_id and doubt.attempt >= ready.attempt:
+            return True
+        return (ready.send_id, ready.attempt) in self._open or (ready.send_id, ready.attempt) in self._recent
+
+    def _settle(self, lane: Lane, offset: int, settle: Settle, now: Instant) -> None:
+        self._lift(settle.phone_number_id, settle.customer, lane, settle.send_id)
+        number = self.numbers.get(settle.phone_number_id)
+        if number is not None:
+            dropped = number.settle(settle.customer, lane, settle.send_id)
+            if dropped is not None:
+                self.landed(Report(settle.customer, None, "done", lane, dropped.offset, dropped, None), now)
+        self._complete(lane, offset)
+
+    def _lift(self, phone_number_id: str, customer: str, lane: Lane, send_id: str) -> None:
+        doubt = self._doubts.get((phone_number_id, customer, lane))
+        if doubt is not None and doubt.send_id == send_id and doubt not in self._lifted:
+            self._lifted.append(doubt)
+
+    def _stray(self, lane: Lane, offset: int, ready: Ready, now: Instant) -> Report | None:
+        """Deal with a send for a number that does not live here."""
+        place = self._places.get(ready.phone_number_id)
+        if place is not None:
+            self._forwards.append(Forward(lane, place.slot, ready))
+            self._complete(lane, offset)
+            return None
+        outcome = SendOutcome(
+            send_id=ready.send_id,
+            attempt=ready.attempt,
+            outcome="refused",
+            phone_number_id=ready.phone_number_id,
+            lane=lane,
+            at=now.wall,
+            code=100,
+            title="The number is not configured",
+            details="No token and no throughput are known for this number; it was removed from the configuration.",
+        )
+        said = None if ready.kind == "mark" else outcome
+        return Report(ready.customer, said, "done", lane, offset, None, None)
+
+    def _intent(self, send: Send) -> Intent | None:
+        return self._open.get((send.ready.send_id, send.ready.attempt))
+
+    def _back(self, send: Send, *, is_struck: bool) -> None:
+        self._answers.append(Answer(send.ready.send_id, send.ready.attempt, "back", send.called_at, is_struck))
+        send.called_at = 0
+
+    def _report(
+        self,
+        send: Send,
+        outcome: Literal["accepted", "refused", "expired", "in_doubt"],
+        learned: Learned,
+        now: Instant,
+        intent: Intent | None,
+        verdict: Verdict | None = None,
+        body: bytes = b"",
+    ) -> Report:
+        said = None
+        if not send.is_mark:
+            known = verdict if verdict is not None else Verdict("refused")
+            said = SendOutcome(
+                send_id=send.ready.send_id,
+                attempt=send.ready.attempt,
+                outcome=outcome,
+                phone_number_id=send.ready.phone_number_id,
+                lane=send.lane,
+                at=now.wall,
+                called_at=send.called_at,
+                wamid=known.wamid,
+                wa_id=known.wa_id,
+                user_id=known.user_id,
+                code=known.code,
+                title=known.title,
+                details=known.details,
+                body=body[:BODY_BYTES_MAX],
+            )
+        return Report(send.ready.customer, said, learned, send.lane, send.offset, send, intent, send.called_at)
+
+    def _report_lost(self, intent: Intent, now: Instant) -> Report:
+        """Report an intent nobody answered: its call may have been made."""
+        outcome = SendOutcome(
+            send_id=intent.send_id,
+            attempt=intent.attempt,
+            outcome="in_doubt",
+            phone_number_id=intent.phone_number_id,
+            lane=intent.lane,
+            at=now.wall,
+            called_at=intent.at,
+            details="its sender died between the intent and the answer",
+        )
+        called_at = intent.at + int(INTENT_S_MAX * 1_000)
+        if intent.is_mark:
+            return Report(intent.customer, None, "done", intent.lane, intent.offset, None, intent, called_at)
+        return Report(intent.customer, outcome, "doubt", intent.lane, intent.offset, None, intent, called_at)
+
+    def _report_again(self, doubt: Doubt, now: Instant) -> Report:
+        outcome = SendOutcome(
+            send_id=doubt.send_id,
+            attempt=doubt.attempt,
+            outcome="in_doubt",
+            phone_number_id=doubt.phone_number_id,
+            lane=doubt.lane,
+            at=now.wall,
+            details="still in doubt; a new owner of the number asks",
+        )
+        return Report(doubt.customer, outcome, "doubt", doubt.lane, -1, None, None, is_again=True)
+
+    def _snapshot(self, written: Written, now: Instant) -> list[LedgerRecord]:
+        """Return everything as of after this step: the records that take the place of all before."""
+        opened, doubts = dict(self._open), dict(self._doubts)
+        _apply(opened, doubts, written.intents, written.answers, written.lifted)
+        debts = [
+            Debt(number.phone_number_id, customer, *_as_tuple(carried_to_wall(debt, now)))
+            for number in self.numbers.values()
+            for customer, debt in number.debts(now)
+        ]
+        head = Snapshot(now.wall, list(opened.values()), self._recent.packed(), written.done)
+        held = list(doubts.values())
+        return [
+            head,
+            *(Part(debts[at : at + PART_MAX], []) for at in range(0, len(debts), PART_MAX)),
+            *(Part([], held[at : at + PART_MAX]) for at in range(0, len(held), PART_MAX)),
+        ]
+
+
+def carried_to_wall(debt: PairDebt, now: Instant) -> PairDebt:
+    """Return a debt in Unix ms, as the ledger keeps it. Unlike `carried` it changes no instant against another."""
+    by = now.wall - now.ms
+    return PairDebt(debt.since + by, debt.count, debt.free_at + by, debt.strikes, debt.struck_at + by)
+
+
+def _as_tuple(debt: PairDebt) -> tuple[int, int, int, int, int]:
+    return debt.since, debt.count, debt.free_at, debt.strikes, debt.struck_at
+
+
+def _apply(
+    opened: dict[tuple[str, int], Intent],
+    doubts: dict[tuple[str, str, Lane], Doubt],
+    intents: Sequence[Intent],
+    answers: Sequence[Answer],
+    lifted: Sequence[Doubt],
+) -> None:
+    """Fold one step: first what was learned, then what was lifted, then what is intended anew."""
+    for answer in answers:
+        intent = opened.pop((answer.send_id, answer.attempt), None)
+        if intent is not None and answer.learned == "doubt":
+            key = (intent.phone_number_id, intent.customer, intent.lane)
+            doubts[key] = Doubt(*key, intent.send_id, intent.attempt)
+    for doubt in lifted:
+        key = (doubt.phone_number_id, doubt.customer, doubt.lane)
+        if doubts.get(key) == doubt:
+            del doubts[key]
+    for intent in intents:
+        opened[intent.send_id, intent.attempt] = intent
+        key = (intent.phone_number_id, intent.customer, intent.lane)
+        if key in doubts and doubts[key].send_id == intent.send_id:
+            del doubts[key]
+
+
+class _Folded(NamedTuple):
+    open: dict[tuple[str, int], Intent]
+    doubts: dict[tuple[str, str, Lane], Doubt]
+    debts: dict[tuple[str, str], PairDebt]
+    recent: Recent
+    done: dict[Lane, bytes]
+
+
+def _fold(records: Iterable[LedgerRecord]) -> _Folded:
+    """Read a ledger from its last snapshot on."""
+    opened: dict[tuple[str, int], Intent] = {}
+    doubts: dict[tuple[str, str, Lane], Doubt] = {}
+    debts: dict[tuple[str, str], PairDebt] = {}
+    recent = Recent()
+    done: dict[Lane, bytes] = {}
+    for record in records:
+        match record:
+            case Snapshot():
+                opened = {(intent.send_id, intent.attempt): intent for intent in record.intents}
+                doubts, debts, recent, done = {}, {}, Recent(record.recent), record.done
+            case Part():
+                doubts |= {(doubt.phone_number_id, doubt.customer, doubt.lane): doubt for doubt in record.doubts}
+                for debt in record.debts:
+                    owed = PairDebt(debt.since, debt.count, debt.free_at, debt.strikes, debt.struck_at)
+                    debts[debt.phone_number_id, debt.customer] = owed
+            case Written():
+                done = record.done
+                for answer in record.answers:
+                    if answer.learned != "back":
+                        recent.add(answer.send_id, answer.attempt)
+                    intent = opened.get((answer.send_id, answer.attempt))
+                    if intent is not None and answer.called_at and not intent.is_mark:
+                        who = (intent.phone_number_id, intent.customer)
+                        debt_now = pair_spent(debts.get(who, NO_DEBT), answer.called_at)
+                        debts[who] = pair_struck(debt_now, answer.called_at) if answer.is_struck else debt_now
+                _apply(opened, doubts, record.intents, record.answers, record.lifted)
+    for intent in opened.values():
+        if not intent.is_mark:
+            who = (intent.phone_number_id, intent.customer)
+            debts[who] = pair_spent(debts.get(who, NO_DEBT), intent.at + int(INTENT_S_MAX * 1_000))
+    return _Folded(opened, doubts, debts, recent, done)
