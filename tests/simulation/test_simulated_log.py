@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from broker.errors import LeaseLost, LogUnavailable
-from broker.log.contract import Draft, Entry, Lease, LeaseState, LogSpec, Stage, Step
+from broker.errors import LeaseLost, LeaseRevoked, LogUnavailable
+from broker.log.contract import Draft, Entry, Follow, Lease, LeaseState, LogSpec, Stage, Step
 from broker.log.position import POSITION
 from tests.simulation.cluster import HEARTBEAT_S, SESSION_TIMEOUT_S, TRANSACTION_TIMEOUT_S, SimulatedCluster
 from tests.simulation.faults import Latency, Tally
@@ -98,13 +98,54 @@ def mismatches(cluster: SimulatedCluster) -> list[str]:
     return wrong
 
 
+Seen = dict[tuple[int, int], bytes]
+"""What followers were handed: partition and offset, value."""
+
+
+def auditor(cluster: SimulatedCluster, seen: Seen) -> Callable[..., Any]:
+    """A process that follows `out` and notes what it is handed."""
+
+    async def main(process: Process) -> None:
+        engine = await opened(cluster, process)
+
+        async def run(follow: Follow) -> None:
+            await follow.restore()
+            while True:
+                entries = await follow.fetch(50, 5.0)
+                for entry in entries:
+                    seen[entry.partition, entry.offset] = entry.value
+                if entries:
+                    try:
+                        await follow.commit(entries[-1].offset + 1, "audited")
+                    except (LeaseRevoked, LogUnavailable):
+                        continue  # a later one says it too
+
+        await engine.follow("audit", ["out"], run)
+        await process.stopping.wait()
+        await engine.close()
+
+    return main
+
+
+def unaudited(cluster: SimulatedCluster, seen: Seen) -> list[str]:
+    """Followers see every committed record at least once, and nothing that was taken back."""
+    committed = {
+        (partition, entry.offset): entry.value
+        for partition in range(PARTITIONS)
+        for entry in kept(cluster, "out", partition)
+    }
+    missed = [place for place in committed if place not in seen]
+    false = [place for place, value in seen.items() if committed.get(place) != value]
+    return [f"not seen by a follower: {missed}"] * bool(missed) + [f"seen and not committed: {false}"] * bool(false)
+
+
 APPENDS = ("append.slow", "append.refused", "append.landed_unheard", "append.partial", "append.twice")
 STEPS = ("step.slow", "step.lost", "step.unheard", "fetch.slow")
 SCHEDULED = ("process.kill", "process.freeze", "log.cut", "log.down", "log.rebalance")
 
 
 def storm(seed: int, tally: Tally | None = None, run: Callable[[SimulatedLog], Run] = lambda _: copying) -> list[str]:
-    """Run three workers and two producers through two minutes of faults and one of calm; return what is wrong."""
+    """Run three workers, two followers and two producers through two minutes of faults; return what is wrong."""
     with Sim(seed) as sim:
         cluster = SimulatedCluster(sim)
         for kind in APPENDS + STEPS:
@@ -133,6 +174,10 @@ def storm(seed: int, tally: Tally | None = None, run: Callable[[SimulatedLog], R
         names = ["worker-0", "worker-1", "worker-2"]
         for name in names:
             sim.process(name, worker(cluster, run))
+        seen: Seen = {}
+        for name in ("auditor-0", "auditor-1"):
+            sim.process(name, auditor(cluster, seen))
+            names.append(name)
         for name in ("producer-0", "producer-1"):
             sim.process(name, producer)
         chaos = sim.random("chaos")
@@ -149,14 +194,14 @@ def storm(seed: int, tally: Tally | None = None, run: Callable[[SimulatedLog], R
                 case 3:
                     sim.at(at, cluster.down, chaos.uniform(0.5, 9.0))
                 case _:
-                    sim.at(at, cluster.rebalance, "copy")
+                    sim.at(at, cluster.rebalance, chaos.choice(("copy", "audit")))
             at += chaos.uniform(1.0, 6.0)
         sim.run(200.0)
         for name in list(sim.processes):
             sim.stop(name)
         sim.run(60.0)
         landed = {entry.value for partition in range(PARTITIONS) for entry in kept(cluster, "in", partition)}
-        wrong = mismatches(cluster)
+        wrong = mismatches(cluster) + unaudited(cluster, seen)
         wrong += [f"{name!r} was accepted and is nowhere" for name in accepted if name not in landed]
         if len(accepted) < 500:
             wrong.append(f"only {len(accepted)} records were accepted: the storm was no test")
