@@ -95,16 +95,18 @@ class Crashes:
             self._counts.pop((entry.log, entry.partition, entry.offset), None)
 
 
-def dead_letter(entry: Entry, stage: str, reason: str, detail: str, attempts: int, at: int) -> tuple[str, Draft]:
+def dead_letter(
+    entry: Entry, stage: str, reason: str, detail: str, attempts: int, at: int, bytes_max: int = VALUE_BYTES_MAX
+) -> tuple[str, Draft]:
     """Return what sets a record aside: (log, draft), to be derived in the same step or appended before going on.
 
-    Keyed as the record was. A value that would not fit is cut, and the detail then says its whole size: the place
-    tells where the rest still stands. Call `count_dead_letter` once it is durable.
+    Keyed as the record was. A value that would not fit into `bytes_max` is cut, and the detail then says its whole
+    size: the place tells where the rest still stands. Call `count_dead_letter` once it is durable.
     """
     value = entry.value
     detail = detail[:DETAIL_CHARS_MAX]
-    if len(entry.key) + len(value) > VALUE_BYTES_MAX:
-        kept = max(0, VALUE_BYTES_MAX - 2 * len(entry.key))
+    if len(entry.key) + len(value) > bytes_max:
+        kept = max(0, bytes_max - 2 * len(entry.key))
         detail = f"{detail} [first {kept} of {len(value)} bytes kept]"
         value = value[:kept]
     letter = DeadLetter(

@@ -451,7 +451,7 @@ class Turn:
             if now >= closes_at:
                 return "window", WINDOW_CLOSED
             send.not_after = min(send.not_after, closes_at)
-        if customer.sends and (
+        if (
             len(customer.sends) >= context.waiting_sends_max
             or sum(len(waiting.body) for waiting in customer.sends) + len(send.body) > WAITING_BYTES_MAX
         ):

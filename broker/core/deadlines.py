@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import heapq
+from typing import Generic, TypeVar
+
+K = TypeVar("K", str, bytes)
 
 SLACK = 1_024
 """A heap this much longer than twice what is in force is built anew: most deadlines are moved, few fall due."""
 
 
-class Deadlines:
+class Deadlines(Generic[K]):
     """The next deadline of each key. Instants are Unix ms; keys whose deadline is the same fall due in key order."""
 
     def __init__(self) -> None:
-        self._at: dict[str, int] = {}
-        self._heap: list[tuple[int, str]] = []
+        self._at: dict[K, int] = {}
+        self._heap: list[tuple[int, K]] = []
 
     def __len__(self) -> int:
         return len(self._at)
 
-    def set(self, key: str, at: int) -> None:
+    def set(self, key: K, at: int) -> None:
         """Put a key's deadline in place of the one before; 0 means it has none."""
         if not at:
             self._at.pop(key, None)
@@ -38,9 +41,9 @@ class Deadlines:
             heapq.heappop(heap)
         return heap[0][0] if heap else 0
 
-    def take_due(self, now: int, keys_max: int) -> list[str]:
+    def take_due(self, now: int, keys_max: int) -> list[K]:
         """Return the keys whose deadline is not after now, earliest first, and forget these deadlines."""
-        due: list[str] = []
+        due: list[K] = []
         while len(due) < keys_max and 0 < self.next_at() <= now:
             _, key = heapq.heappop(self._heap)
             del self._at[key]
