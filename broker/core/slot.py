@@ -166,16 +166,18 @@ class Slot:
         for lane, offset in offsets.items():
             runs = done.done if done.fits else folded.done
             self._marks[lane] = Watermark.from_bytes(offset, runs.get(lane, b""))
+        lost = {intent.send_id for intent in folded.open.values()}
         reports = []
+        for key, doubt in folded.doubts.items():
+            self._doubts[key] = doubt
+            self._hold(doubt)
+            if doubt.send_id not in lost:
+                reports.append(self._report_again(doubt, now))
         for intent in folded.open.values():
             self._open[intent.send_id, intent.attempt] = intent
             if not intent.is_mark:
                 self._hold(Doubt(intent.phone_number_id, intent.customer, intent.lane, intent.send_id, intent.attempt))
             reports.append(self._report_lost(intent, now))
-        for key, doubt in folded.doubts.items():
-            self._doubts[key] = doubt
-            self._hold(doubt)
-            reports.append(self._report_again(doubt, now))
         for (phone_number_id, customer), debt in folded.debts.items():
             number = self.numbers.get(phone_number_id)
             if number is not None:
@@ -511,21 +513,26 @@ def _apply(
     answers: Sequence[Answer],
     lifted: Sequence[Doubt],
 ) -> None:
-    """Fold one step: first what was learned, then what was lifted, then what is intended anew."""
+    """Fold one step: first what was learned, then what was lifted, then what is intended anew.
+
+    A doubt stays until the attempt that repeats it is done, not until it is intended: that attempt stands further back
+    in the log than the customer's other sends, which a new owner reads first.
+    """
     for answer in answers:
         intent = opened.pop((answer.send_id, answer.attempt), None)
-        if intent is not None and answer.learned == "doubt":
-            key = (intent.phone_number_id, intent.customer, intent.lane)
+        if intent is None:
+            continue
+        key = (intent.phone_number_id, intent.customer, intent.lane)
+        if answer.learned == "doubt":
             doubts[key] = Doubt(*key, intent.send_id, intent.attempt)
+        elif answer.learned == "done" and key in doubts and doubts[key].send_id == intent.send_id:
+            del doubts[key]
     for doubt in lifted:
         key = (doubt.phone_number_id, doubt.customer, doubt.lane)
         if doubts.get(key) == doubt:
             del doubts[key]
     for intent in intents:
         opened[intent.send_id, intent.attempt] = intent
-        key = (intent.phone_number_id, intent.customer, intent.lane)
-        if key in doubts and doubts[key].send_id == intent.send_id:
-            del doubts[key]
 
 
 class _Folded(NamedTuple):
