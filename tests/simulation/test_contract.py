@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests import contract
+from tests.contract.harness import Harness
 from tests.simulation.harness import SimulatedHarness
 from tests.simulation.loop import VirtualLoop
 
@@ -58,7 +59,7 @@ def test_the_simulated_log_keeps_the_contract(name: str, monkeypatch: pytest.Mon
         loop.close()
 
 
-async def made() -> SimulatedHarness:
+async def made() -> Harness:
     """Make a harness on the running loop."""
     return SimulatedHarness()
 

@@ -6,6 +6,9 @@ Everything found with it later rests on this: that it breaks only what a real lo
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from typing import Any
@@ -534,25 +537,41 @@ def test_a_process_cut_off_for_longer_than_its_session_loses_its_partitions() ->
         sim.run(60.0)
 
 
+def digest(seed: int) -> str:
+    """Run two workers through some faults; return the run's digest."""
+    with Sim(seed) as sim:
+        cluster = SimulatedCluster(sim)
+        for kind in APPENDS + STEPS:
+            sim.faults.plan(kind, 0.02)
+        for name in ("one", "other"):
+            sim.process(name, worker(cluster))
+        for at in range(40):
+            sim.at(1.0 + at / 2, cluster.land, "in", [Draft(b"%d" % at, b"x")])
+        sim.at(4.0, sim.restart, "one", 1.0)
+        sim.at(9.0, sim.freeze, "other", 8.0)
+        sim.run(60.0)
+        for name in ("one", "other"):
+            sim.stop(name)
+        sim.run(60.0)
+        return sim.digest()
+
+
 def test_one_seed_is_one_storm() -> None:
     """The log draws its chances from the seed alone."""
-
-    def digest(seed: int) -> str:
-        with Sim(seed) as sim:
-            cluster = SimulatedCluster(sim)
-            for kind in APPENDS + STEPS:
-                sim.faults.plan(kind, 0.02)
-            for name in ("one", "other"):
-                sim.process(name, worker(cluster))
-            for at in range(40):
-                sim.at(1.0 + at / 2, cluster.land, "in", [Draft(b"%d" % at, b"x")])
-            sim.at(4.0, sim.restart, "one", 1.0)
-            sim.at(9.0, sim.freeze, "other", 8.0)
-            sim.run(60.0)
-            for name in ("one", "other"):
-                sim.stop(name)
-            sim.run(60.0)
-            return sim.digest()
-
     assert digest(1) == digest(1)
     assert digest(1) != digest(2)
+
+
+def test_one_seed_is_one_storm_in_every_interpreter() -> None:
+    """Whatever the interpreter's hashes of strings are."""
+    program = "from tests.simulation.test_simulated_log import digest; print(digest(1))"
+    for hash_seed in ("1", "2"):
+        ran = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert ran.stdout.strip() == digest(1)
