@@ -10,18 +10,26 @@ Source of its rules: operations.md 6 and step-on-kafka.md, measured with aiokafk
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 
 from broker.clock import Clock
 from broker.errors import LogUnavailable, Misconfigured
-from broker.log.contract import Draft, Entry, LogSpec, Membership
+from broker.log.contract import Draft, Entry, Follow, Lease, LogSpec, Stage
+from broker.log.coordinator import Held, Item, Opener
 from broker.log.kafka_appends import Appends
 from broker.log.kafka_connection import Deadline, Reaper, connection, quieten
+from broker.log.kafka_follow import KafkaFollow, open_follow
+from broker.log.kafka_group import KafkaMember
+from broker.log.kafka_lease import KafkaLease, open_lease
 from broker.log.kafka_reading import Reading
+from broker.log.kafka_seat import Cluster, Seat
 from broker.log.kafka_topics import Topics
 from broker.log.partitioning import partition_for
+from broker.log.position import check_stage
 from broker.secrets import Secret
 from schemas.settings import KafkaSettings
 
@@ -57,20 +65,14 @@ class KafkaLog:
         self._bytes_in_flight_max = bytes_in_flight_max
         self._create_topics = create_topics
         self._topics = Topics(settings, specs, self._connect)
-        self._incarnations: dict[str, str] = {}
-        self._parts: tuple[Appends, Reading, Reaper] | None = None
-        self._members: list[Membership] = []
+        self._parts: tuple[Appends, Cluster] | None = None
+        self._members: list[KafkaMember] = []
         self._closed = False
 
     @property
     def logs(self) -> dict[str, LogSpec]:
         """Every log by name, without the prefix."""
         return dict(self._specs)
-
-    @property
-    def incarnations(self) -> dict[str, str]:
-        """The topic id of each log, as it was at the start."""
-        return dict(self._incarnations)
 
     async def start(self) -> None:
         """Create or check the topics and open. Raises `LogUnavailable`, `Misconfigured`."""
@@ -85,26 +87,30 @@ class KafkaLog:
             raise Misconfigured("; ".join(fatal))
         for difference in differences:
             log.warning("%s", difference)
-        self._incarnations = await self._topics.incarnations()
         reaper = Reaper()
-        prefix = self._settings.prefix
-        appends = Appends(prefix, self._specs, self._connect, self._bytes_in_flight_max, self._clock, self._rng, reaper)
-        reading = Reading(prefix, self._specs, self._connect, self._clock, reaper)
-        self._parts = appends, reading, reaper
+        prefix, clock, rng = self._settings.prefix, self._clock, self._rng
+        reading = Reading(prefix, self._specs, self._connect, clock, reaper)
+        cluster = Cluster(self._settings, self._specs, self._connect, self._topics, reading, reaper, clock, rng)
+        appends = Appends(cluster, self._bytes_in_flight_max)
+        self._parts = appends, cluster
         await appends.start(START_S_MAX)
 
     async def close(self, timeout_s: float = 10.0) -> None:
         """Leave, settle or give up, release. Never longer than about the timeout and a second, never raises."""
-        self._closed = True
-        if self._parts is None:
+        if self._parts is None or self._closed:
             return
-        appends, reading, reaper = self._parts
+        self._closed = True
+        appends, cluster = self._parts
         deadline = Deadline(self._clock, timeout_s)
         try:
-            await appends.close(deadline.left_s() * 0.5)
-            await reading.close()
+            leaving = [asyncio.ensure_future(member.leave(timeout_s * 0.7)) for member in tuple(self._members)]
+            closing = asyncio.ensure_future(appends.close(timeout_s * 0.7))
+            await asyncio.wait({*leaving, closing}, timeout=deadline.left_s() + 0.5)
+            await cluster.reading.close()
+        except Exception:
+            log.exception("the Kafka engine did not close cleanly")
         finally:
-            await reaper.close(max(1.0, deadline.left_s()))
+            await cluster.reaper.close(max(1.0, deadline.left_s()))
 
     def partition_of(self, log: str, key: bytes) -> int:
         """Return the partition of a key."""
@@ -112,18 +118,96 @@ class KafkaLog:
 
     async def append(self, log: str, drafts: Sequence[Draft], timeout_s: float) -> None:
         """Append durably."""
+        self._must_know(log)
         await self._open[0].append(log, drafts, timeout_s)
 
     def read(self, log: str, partition: int, start: int | None = None, *, tail: bool = False) -> AsyncIterator[Entry]:
         """Read committed records."""
-        return self._open[1].read(log, partition, start, tail=tail)
+        self._must_know(log)
+        return self._open[1].reading.read(log, partition, start, tail=tail)
 
     async def ends(self, log: str) -> list[tuple[int, int]]:
         """First kept offset and committed end of each partition."""
-        return await self._open[1].ends(log)
+        self._must_know(log)
+        return await self._open[1].reading.ends(log)
+
+    async def own(self, stage: Stage, run: Callable[[Lease], Awaitable[None]]) -> KafkaMember:
+        """Join the stage."""
+        check_stage(stage, self._specs)
+        cluster = self._open[1]
+
+        def opener(member: KafkaMember, item: Item) -> Opener:
+            async def open_and_run() -> tuple[Held, Callable[[], Awaitable[None]]]:
+                await member.confirm(item)
+                lease = await member.while_granted(open_lease(cluster, member, stage, item[1]))
+                return lease, partial(run, lease)
+
+            return open_and_run
+
+        return self._join(stage.name, stage.inputs, lambda _, partition: (stage.name, partition), opener)
+
+    async def follow(self, group: str, logs: Sequence[str], run: Callable[[Follow], Awaitable[None]]) -> KafkaMember:
+        """Join the group."""
+        for name in logs:
+            self._must_know(name)
+        cluster = self._open[1]
+
+        def opener(member: KafkaMember, item: Item) -> Opener:
+            async def open_and_run() -> tuple[Held, Callable[[], Awaitable[None]]]:
+                await member.confirm(item)
+                follow: KafkaFollow = await member.while_granted(open_follow(cluster, member, *item))
+                return follow, partial(run, follow)
+
+            return open_and_run
+
+        return self._join(group, logs, lambda name, partition: (name, partition), opener)
+
+    async def seize(self, stage: Stage, partition: int) -> KafkaLease:
+        """Take a partition outside of the group, fencing who has it: for tools that repair a state by hand.
+
+        The member that believes it owns the partition finds out with its next step. Raises `WrongIncarnation`,
+        `LogUnavailable`.
+        """
+        check_stage(stage, self._specs)
+        return await open_lease(self._open[1], Outside(), stage, partition)
+
+    async def rebalance(self, name: str) -> None:
+        """Have the partitions of a stage's or group's members in this process revoked and granted anew."""
+        for member in self._members:
+            if member.name == name:
+                member.rejoin()
+
+    def _join(
+        self,
+        name: str,
+        logs: Sequence[str],
+        item_of: Callable[[str, int], Item],
+        opener: Callable[[KafkaMember, Item], Opener],
+    ) -> KafkaMember:
+        member = KafkaMember(self._open[1], name, logs, item_of, opener, self._members.remove)
+        self._members.append(member)
+        return member
+
+    def _must_know(self, name: str) -> None:
+        if name not in self._specs:
+            raise Misconfigured(f"there is no log {name!r}; configured are {', '.join(self._specs)}")
 
     @property
-    def _open(self) -> tuple[Appends, Reading, Reaper]:
+    def _open(self) -> tuple[Appends, Cluster]:
         if self._parts is None or self._closed:
             raise LogUnavailable("the log is not open")
         return self._parts
+
+
+class Outside:
+    """A lease that belongs to no member: it is not delivered to."""
+
+    def attach(self, seat: Seat) -> None:
+        """Deliver nothing."""
+
+    def regulate(self, seat: Seat, log: str, paused: bool) -> None:
+        """Nothing comes, so nothing is held."""
+
+    def leased(self) -> int:
+        """Alone."""
+        return 1

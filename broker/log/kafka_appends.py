@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
@@ -25,7 +24,8 @@ from broker import metrics
 from broker.clock import Clock
 from broker.errors import LogUnavailable
 from broker.log.contract import Draft, LogSpec
-from broker.log.kafka_connection import CLIENT_ERRORS, REQUEST_TIMEOUT_MS, Deadline, Reaper, end_task, topic_name
+from broker.log.kafka_connection import CLIENT_ERRORS, REQUEST_TIMEOUT_MS, Deadline, end_task, topic_name
+from broker.log.kafka_seat import Cluster
 from broker.log.lease import Backoff, Signal
 from broker.log.partitioning import partition_for
 from broker.log.position import check_drafts
@@ -145,11 +145,11 @@ class Lane:
 class ProducerSupervisor:
     """Keeps one idempotent producer alive: starts it, replaces it when it failed or is old."""
 
-    def __init__(self, connect: Mapping[str, Any], clock: Clock, rng: random.Random, reaper: Reaper) -> None:
-        self._connect = connect
-        self._clock = clock
-        self._backoff = Backoff(rng)
-        self._reaper = reaper
+    def __init__(self, cluster: Cluster) -> None:
+        self._connect = cluster.connect
+        self._clock = cluster.clock
+        self._backoff = Backoff(cluster.rng)
+        self._reaper = cluster.reaper
         self._producer: AIOKafkaProducer | None = None
         self._started_at = 0.0
         self._records = 0
@@ -344,22 +344,13 @@ class LogWriter:
 class Appends:
     """All durable appends of a process."""
 
-    def __init__(
-        self,
-        prefix: str,
-        specs: Mapping[str, LogSpec],
-        connect: Mapping[str, Any],
-        bytes_in_flight_max: int,
-        clock: Clock,
-        rng: random.Random,
-        reaper: Reaper,
-    ) -> None:
-        """Made inside the running loop. `connect`: see `kafka_connection.connection`."""
-        self._specs = specs
-        self._clock = clock
+    def __init__(self, cluster: Cluster, bytes_in_flight_max: int) -> None:
+        """Made inside the running loop."""
+        self._specs = cluster.specs
+        self._clock = cluster.clock
+        self._prefix = cluster.settings.prefix
         self._budget = Budget(bytes_in_flight_max)
-        self._producers = ProducerSupervisor(connect, clock, rng, reaper)
-        self._prefix = prefix
+        self._producers = ProducerSupervisor(cluster)
         self._writers: dict[str, LogWriter] = {}
         self._closed = False
 

@@ -125,14 +125,25 @@ async def _politely(stop: Callable[[], Awaitable[None]], timeout_s: float) -> bo
 
 async def discard_producer(producer: AIOKafkaProducer, timeout_s: float = 1.0) -> None:
     """Let a producer go within about twice the timeout. What it has not sent is given up. Never raises."""
+    _hear_out(producer)
     with contextlib.suppress(*CLIENT_ERRORS):
-        if await _politely(producer.stop, timeout_s):
-            return
-        producer._closed = True
-        await end_task(producer._sender.sender_task, timeout_s / 2)
-        # Ends the flush that a cancelled stop leaves behind; the futures' errors are read by whoever sent the batches.
-        producer._message_accumulator.fail_all(ProducerClosed())
-        await _politely(producer.client.close, timeout_s / 2)
+        if not await _politely(producer.stop, timeout_s):
+            producer._closed = True
+            await end_task(producer._sender.sender_task, timeout_s / 2)
+            # Ends the flush that a cancelled stop leaves behind; whoever sent the batches reads their errors.
+            producer._message_accumulator.fail_all(ProducerClosed())
+            await _politely(producer.client.close, timeout_s / 2)
+    _hear_out(producer)
+
+
+def _hear_out(producer: AIOKafkaProducer) -> None:
+    """Read the errors that a failed producer leaves in futures of its own, which nobody can wait for."""
+    waiting = [] if producer._txn_manager is None else [producer._txn_manager._transaction_waiter]
+    for batches in producer._message_accumulator._batches.values():
+        waiting += [future for batch in batches for future in (batch._drain_waiter, batch.future)]
+    for future in waiting:
+        if future is not None and future.done() and not future.cancelled():
+            future.exception()
 
 
 async def discard_consumer(consumer: AIOKafkaConsumer, timeout_s: float = 5.0) -> None:

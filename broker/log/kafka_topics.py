@@ -37,6 +37,8 @@ SEGMENTS_A_RETENTION = 4
 
 TOPIC_ALREADY_EXISTS = 36
 CREATE_TIMEOUT_MS = 15_000
+SHOWN_LOOK_S = 0.05
+SHOWN_LOOKS_MAX = 400
 FATAL = ("partitions", "cleanup.policy", "max.message.bytes")
 
 
@@ -144,11 +146,14 @@ class Topics:
                 f"Kafka refused to create topics: {', '.join(refused)}. Let `depesche topics apply` create them with "
                 "rights to do so, or set log.kafka.replication_factor to what the cluster can hold"
             )
-        for _ in range(100):  # created at the controller; the brokers hear of it a moment later
+        # Created at the controller; the brokers hear of it a moment later, one that was just away after some seconds.
+        for _ in range(SHOWN_LOOKS_MAX):
             if len(await describe(admin._client, names)) == len(names):
                 return
-            await asyncio.sleep(0.05)
-        raise LogUnavailable(f"Kafka created {', '.join(names)} but does not show them after 5 s")
+            await asyncio.sleep(SHOWN_LOOK_S)
+        raise LogUnavailable(
+            f"Kafka created {', '.join(names)} but does not show them after {SHOWN_LOOKS_MAX * SHOWN_LOOK_S:.0f} s"
+        )
 
     async def _read_settings(self, admin: AIOKafkaAdminClient) -> dict[str, dict[str, str]]:
         asked = [ConfigResource(ConfigResourceType.TOPIC, name) for name in self._specs]

@@ -20,6 +20,9 @@ from broker.log.contract import DRAIN_S_MAX, Entry, LeaseState
 BUFFER_PAUSE_RECORDS = 4_000
 """Above it a partition is not fetched: four full steps."""
 
+BUFFER_PAUSE_BYTES = 16 * 1024 * 1024
+"""The same for large records: four of the largest."""
+
 BUFFER_RESUME_RECORDS = 2_000
 """Below it fetching goes on. Pausing drops what the client had prefetched, so not at every step."""
 
@@ -185,6 +188,7 @@ class Buffer:
 
     def __init__(self, logs: Sequence[str]) -> None:
         self._records: dict[str, deque[Entry]] = {log: deque() for log in logs}
+        self._bytes: dict[str, int] = dict.fromkeys(logs, 0)
         self._paused: dict[str, bool] = dict.fromkeys(logs, False)
         self._turn = 0
 
@@ -194,11 +198,13 @@ class Buffer:
     def put(self, log: str, entries: Sequence[Entry]) -> None:
         """Append what was fetched."""
         self._records[log].extend(entries)
+        self._bytes[log] += sum(len(entry.key) + len(entry.value) for entry in entries)
 
     def clear(self) -> None:
         """Forget everything: it will be fetched again."""
-        for records in self._records.values():
+        for log, records in self._records.items():
             records.clear()
+            self._bytes[log] = 0
 
     def take(self, records_max: int, logs: Collection[str] | None = None) -> list[Entry]:
         """Hand out the next records of these logs (None: of all). The logs take turns in being first, each gets its
@@ -207,14 +213,24 @@ class Buffer:
         taken: list[Entry] = []
         self._turn += 1
         for index in range(len(names)):
-            records = self._records[names[(index + self._turn) % len(names)]]
+            log = names[(index + self._turn) % len(names)]
+            records = self._records[log]
             share = -(-(records_max - len(taken)) // (len(names) - index))
-            taken.extend(records.popleft() for _ in range(min(share, len(records))))
+            for _ in range(min(share, len(records))):
+                entry = records.popleft()
+                self._bytes[log] -= len(entry.key) + len(entry.value)
+                taken.append(entry)
         return taken
 
+    def holds(self, logs: Collection[str] | None) -> bool:
+        """Whether there is a record of these logs (None: of any)."""
+        return any(records and (logs is None or log in logs) for log, records in self._records.items())
+
     def is_paused(self, log: str) -> bool:
-        """Whether this log is to rest: from `BUFFER_PAUSE_RECORDS` until it is down at `BUFFER_RESUME_RECORDS`."""
-        waiting = len(self._records[log])
-        limit = BUFFER_RESUME_RECORDS if self._paused[log] else BUFFER_PAUSE_RECORDS
-        self._paused[log] = waiting > limit
+        """Whether this log is to rest: from `BUFFER_PAUSE_RECORDS` (or bytes) until it is down at half of that."""
+        records, size = len(self._records[log]), self._bytes[log]
+        if self._paused[log]:
+            self._paused[log] = records > BUFFER_RESUME_RECORDS or size > BUFFER_PAUSE_BYTES // 2
+        else:
+            self._paused[log] = records > BUFFER_PAUSE_RECORDS or size > BUFFER_PAUSE_BYTES
         return self._paused[log]

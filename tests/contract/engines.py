@@ -9,6 +9,7 @@ import pytest
 
 from tests.contract.embedded_harness import EmbeddedChild, EmbeddedHarness
 from tests.contract.harness import ChildEngine, Harness
+from tests.contract.kafka_harness import KafkaChild, KafkaHarness
 
 
 class Engine(NamedTuple):
@@ -21,6 +22,9 @@ class Engine(NamedTuple):
     marks: tuple[pytest.MarkDecorator, ...] = ()
 
 
-ENGINES: tuple[Engine, ...] = (Engine("embedded", EmbeddedHarness.for_test, EmbeddedChild),)
+ENGINES: tuple[Engine, ...] = (
+    Engine("embedded", EmbeddedHarness.for_test, EmbeddedChild),
+    Engine("kafka", KafkaHarness.for_test, KafkaChild, (pytest.mark.kafka,)),
+)
 
 BY_NAME = {engine.name: engine for engine in ENGINES}

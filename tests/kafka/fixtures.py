@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -56,13 +57,20 @@ async def warm_up(bootstrap: str) -> None:
         await admin.close()
 
 
+def warm_up_within(bootstrap: str, timeout_s: float) -> None:
+    """Warm up on a loop of its own. Raises `TimeoutError`."""
+    asyncio.run(asyncio.wait_for(warm_up(bootstrap), timeout_s))
+
+
 def answering(bootstrap: str) -> None:
     """Return when the cluster makes topics, transactions and groups. Raises `KafkaMissing`."""
     deadline = time.monotonic() + READY_S_MAX
     while True:
         left = deadline - time.monotonic()
         try:
-            asyncio.run(asyncio.wait_for(warm_up(bootstrap), max(1.0, left)))
+            # In a thread of its own: an asynchronous fixture may ask while its loop runs.
+            with ThreadPoolExecutor(1) as beside:
+                beside.submit(warm_up_within, bootstrap, max(1.0, left)).result()
         except (KafkaError, OSError, TimeoutError) as error:
             if time.monotonic() > deadline:
                 raise KafkaMissing(f"Kafka at {bootstrap} does not answer: {error!r}") from error
@@ -109,23 +117,33 @@ def kafka(session_kafka: KafkaForTests | str) -> KafkaForTests:
     return session_kafka
 
 
-@pytest.fixture
-def breakable_kafka(kafka: KafkaForTests) -> Iterator[LocalKafka]:
-    """A cluster whose nodes may be frozen, killed and restarted; afterwards it is whole again."""
-    if kafka.local is not None:
-        yield kafka.local
-        kafka.local.heal()
+@pytest.fixture(scope="session")
+def own_kafka(session_kafka: KafkaForTests | str) -> Iterator[LocalKafka | str]:
+    """The session's cluster when we started it, else one of our own beside the one that was named."""
+    if isinstance(session_kafka, KafkaForTests) and session_kafka.local is not None:
+        yield session_kafka.local
         return
     try:
         own = LocalKafka()
     except KafkaMissing as error:
-        give_up(str(error))
+        yield str(error)
         return
     try:
         answering(own.bootstrap)
         yield own
     finally:
         own.stop()
+
+
+@pytest.fixture
+def breakable_kafka(own_kafka: LocalKafka | str) -> Iterator[LocalKafka]:
+    """A cluster whose nodes may be frozen, killed and restarted; afterwards it is whole again."""
+    if isinstance(own_kafka, str):
+        give_up(own_kafka)
+        raise AssertionError("unreachable")
+    own_kafka.heal()
+    yield own_kafka
+    own_kafka.heal()
 
 
 _numbers = itertools.count()
