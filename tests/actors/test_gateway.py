@@ -1,0 +1,457 @@
+"""The gateway on a real port and the real embedded log: what a bot built for Graph gets to see, and what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from broker import metrics
+from broker.clock import SystemClock
+from broker.core.opaque import is_send_id
+from broker.gateway import Gateway, gateway_app
+from broker.gateway.repetitions import ENTRIES_MAX, UNKNOWN_S, Repetitions
+from broker.listener import Listener
+from broker.log.embedded import EmbeddedLog
+from schemas.ids import SendId
+from schemas.records import SendRequest, decode_conversation
+from schemas.settings import GatewaySettings, Settings
+from tests.actors.ports import (
+    KEY,
+    NARROW_KEY,
+    NUMBER,
+    OTHER_NUMBER,
+    embedded,
+    entries,
+    gated,
+    head,
+    settings,
+    status_of,
+    talk,
+)
+
+TEXT: dict[str, Any] = {
+    "messaging_product": "whatsapp",
+    "to": "+49 1555 000-1234",
+    "type": "text",
+    "text": {"body": "Grüße"},
+}
+PATH = f"/v23.0/{NUMBER}/messages"
+
+
+class Port:
+    """A gateway and its port."""
+
+    def __init__(self, gateway: Gateway, port: Listener, engine: EmbeddedLog, client: aiohttp.ClientSession) -> None:
+        self.gateway = gateway
+        self.listener = port
+        self.engine = engine
+        self.client = client
+        self.url = f"http://127.0.0.1:{port.port}"
+
+    async def send(
+        self, body: Any = TEXT, *, key: str | None = KEY, path: str = PATH, **headers: str
+    ) -> tuple[int, Any, dict[str, str]]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.client.post(self.url + path, data=data, headers=sent) as answer:
+            return answer.status, json.loads(await answer.read()), dict(answer.headers)
+
+    async def requests(self) -> list[tuple[bytes, SendRequest]]:
+        found = []
+        for entry in await entries(self.engine, "conversations"):
+            record = decode_conversation(entry.value)
+            assert isinstance(record, SendRequest)
+            found.append((entry.key, record))
+        return found
+
+    async def request(self) -> tuple[str, SendRequest]:
+        ((key, request),) = await self.requests()
+        return key.decode(), request
+
+
+@asynccontextmanager
+async def serving(engine: EmbeddedLog, of: Settings, seed: int = 1) -> AsyncIterator[Port]:
+    clock = SystemClock()
+    gateway = Gateway(of, engine, clock, random.Random(seed))
+    port = gateway_app(gateway, of, clock)
+    await gateway.start()
+    await port.start()
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as client:
+            yield Port(gateway, port, engine, client)
+    finally:
+        await port.stop(1.0)
+        await gateway.stop(1.0)
+
+
+@pytest.fixture
+async def port(tmp_path: Path) -> AsyncIterator[Port]:
+    async with embedded(tmp_path, settings()) as engine, serving(engine, settings()) as port:
+        yield port
+
+
+def error(answer: tuple[int, Any, dict[str, str]]) -> tuple[int, int, str]:
+    """Status, code and details of an error in Graph's shape; everything a client may look at is there."""
+    status, body, headers = answer
+    assert headers["Content-Type"].startswith("application/json")
+    said = body["error"]
+    assert said["message"]
+    assert said["type"] in ("OAuthException", "GraphMethodException")
+    assert len(said["fbtrace_id"]) > 10
+    return status, said["code"], said.get("error_data", {}).get("details", "")
+
+
+def count(metric: Any, *labels: str) -> float:
+    return float((metric.labels(*labels) if labels else metric)._value.get())
+
+
+async def test_a_send_is_on_the_log_when_it_is_answered_and_answered_as_graph_would(port: Port) -> None:
+    """A bot reads `messages[0].id` and goes on; what it asked for is kept to the byte."""
+    body = json.dumps({**TEXT, "biz_opaque_callback_data": "job:7", "tomorrow": 7.90}, ensure_ascii=False).encode()
+    status, answer, _ = await port.send(body)
+    assert status == 200
+    send_id = answer["messages"][0]["id"]
+    assert is_send_id(send_id)
+    assert answer == {
+        "messaging_product": "whatsapp",
+        "contacts": [{"input": "+49 1555 000-1234", "wa_id": "4915550001234"}],
+        "messages": [{"id": send_id}],
+    }
+    key, request = await port.request()
+    assert key == "brand:4915550001234"
+    assert request.body == body
+    assert (request.send_id, request.phone_number_id, request.kind) == (send_id, NUMBER, "message")
+    assert (request.message_type, request.send_class, request.key_name, request.sink) == (
+        "text",
+        "transactional",
+        "bot",
+        "bot",
+    )
+    assert (request.wa_id, request.bsuid, request.opaque) == ("4915550001234", "", "job:7")
+    assert (request.not_after, request.epoch, len(request.fingerprint)) == (0, None, 16)
+    assert abs(request.requested_at - SystemClock().now()) < 10_000
+
+
+async def test_the_answer_waits_until_the_request_is_durable(tmp_path: Path) -> None:
+    """An id given out too early is a message nobody will ever send."""
+    async with gated(tmp_path, settings()) as engine, serving(engine, settings()) as port:
+        engine.open.clear()
+        answer = asyncio.create_task(port.send())
+        await asyncio.wait_for(engine.asked.wait(), 5)
+        await asyncio.sleep(0.1)
+        assert not answer.done()
+        engine.open.set()
+        assert (await answer)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [PATH, PATH + "/", f"/{NUMBER}/messages", f"/v26.0/{NUMBER}/messages/?x=1", f"/v100/{NUMBER}/messages"],
+)
+async def test_every_spelling_of_the_path_is_taken(port: Port, path: str) -> None:
+    """Clients are built for many versions; ours does not depend on them."""
+    assert (await port.send(path=path))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/v23.0", f"/v23.0/{NUMBER}", f"/v23.0/{NUMBER}/messages/x", "/v23.0/me/messages", f"//{NUMBER}/messages"],
+)
+async def test_another_path_is_said_in_graphs_shape(port: Port, path: str) -> None:
+    """A client that cannot read the answer cannot say what is wrong."""
+    assert error(await port.send(path=path))[:2] == (404, 2500)
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
+async def test_another_method_is_said_in_graphs_shape(port: Port, method: str) -> None:
+    """With what would be right."""
+    async with port.client.request(method, port.url + PATH) as answer:
+        assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+        assert (await answer.json())["error"]["code"] == 100
+
+
+@pytest.mark.parametrize(
+    "authorization", [None, "", "Bearer", "Bearer ", "Bearer wrong", f"Basic {KEY}", KEY, "Bearer " + "x" * 600]
+)
+async def test_an_unknown_key_is_an_invalid_token(port: Port, authorization: str | None) -> None:
+    """401 and 190: what clients of Graph act on."""
+    before = count(metrics.gateway_requests, "unauthorized")
+    headers = {} if authorization is None else {"Authorization": authorization}
+    answer = await port.send(key=None, **headers)
+    assert error(answer)[:2] == (401, 190)
+    assert count(metrics.gateway_requests, "unauthorized") == before + 1
+    assert not await port.requests()
+
+
+async def test_a_body_of_an_unknown_key_is_not_read(port: Port) -> None:
+    """Strangers get no memory of ours."""
+    start = head("POST", PATH, {"Authorization": "Bearer wrong", "Content-Length": 200_000})
+    assert status_of(await talk(port.listener.port, start, finish=False, timeout_s=5)) == 401
+
+
+async def test_a_key_sends_from_its_own_numbers_only_and_learns_of_no_others(port: Port) -> None:
+    """A number of somebody else and one that does not exist look the same, as at Meta."""
+    assert (await port.send(key=NARROW_KEY, path=f"/v23.0/{OTHER_NUMBER}/messages"))[0] == 200
+    for key, number in ((NARROW_KEY, NUMBER), (NARROW_KEY, "999"), (KEY, "999")):
+        answer = await port.send(key=key, path=f"/v23.0/{number}/messages")
+        assert error(answer)[:2] == (400, 100)
+        assert answer[1]["error"]["error_subcode"] == 33
+    assert len(await port.requests()) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "contact", "key"),
+    [
+        ({"to": 4915550001234}, {"input": "4915550001234", "wa_id": "4915550001234"}, "brand:4915550001234"),
+        ({"to": None, "recipient": "DE.17"}, {"input": "DE.17", "user_id": "DE.17"}, "brand:DE.17"),
+        (
+            {"recipient": "DE.17"},
+            {"input": "+49 1555 000-1234", "wa_id": "4915550001234", "user_id": "DE.17"},
+            "brand:4915550001234",
+        ),
+        ({"to": "Y2Fw", "recipient_type": "group"}, {"input": "Y2Fw", "wa_id": "Y2Fw"}, "brand:#group:Y2Fw"),
+    ],
+)
+async def test_every_way_to_address_somebody_is_answered_and_keyed(
+    port: Port, address: dict[str, Any], contact: dict[str, str], key: str
+) -> None:
+    """The key decides whom a send waits behind: a phone given in any form is one customer."""
+    status, answer, _ = await port.send({**TEXT, **address})
+    assert (status, answer["contacts"]) == (200, [contact])
+    assert (await port.request())[0] == key
+
+
+async def test_a_template_is_answered_with_its_status_and_its_name_is_noted(port: Port) -> None:
+    """Clients read `message_status`; the customer stage has to know that a window is not needed."""
+    template = {"name": "order_update", "language": {"code": "de"}}
+    _, answer, _ = await port.send({**TEXT, "type": "template", "template": template})
+    assert answer["messages"][0]["message_status"] == "accepted"
+    assert (await port.request())[1].template == "order_update"
+
+
+async def test_a_read_mark_is_done_and_concerns_no_customer(port: Port) -> None:
+    """`success`, as at Meta; nobody's window or order has to do with it."""
+    mark = {"messaging_product": "whatsapp", "status": "read", "message_id": "wamid.HBg="}
+    status, answer, _ = await port.send({**mark, "typing_indicator": {"type": "text"}})
+    assert (status, answer) == (200, {"success": True})
+    key, request = await port.request()
+    assert key == "brand:#mark:wamid.HBg="
+    assert (request.kind, request.message_type, request.send_class) == ("mark", "typing", "reply")
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "path"),
+    [
+        ({"to": None}, 131008, "to"),
+        ({"text": {"body": "x" * 4_097}}, 131009, "text.body"),
+        ({"type": "image", "image": {"link": "x"}}, 131009, "image.link"),
+        ({"biz_opaque_callback_data": "x" * 513}, 131009, "biz_opaque_callback_data"),
+    ],
+)
+async def test_a_payload_that_meta_would_refuse_is_refused_here(
+    port: Port, change: dict[str, Any], code: int, path: str
+) -> None:
+    """At once, with Meta's code, by its path, and nothing is kept."""
+    status, said, details = error(await port.send({**TEXT, **change}))
+    assert (status, said, details.split()[0]) == (400, code, path)
+    assert not await port.requests()
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"to=1&type=text", b"\xff", json.dumps(TEXT).encode()[:-1]])
+async def test_a_body_that_is_no_json_object_is_refused(port: Port, body: bytes) -> None:
+    """Code 100."""
+    assert error(await port.send(body))[:2] == (400, 100)
+    assert not await port.requests()
+
+
+async def test_unknown_types_pass_and_are_counted_or_are_refused(tmp_path: Path) -> None:
+    """As the operator says."""
+    hologram = {**TEXT, "type": "hologram"}
+    async with embedded(tmp_path, settings()) as engine:
+        async with serving(engine, settings()) as port:
+            before = count(metrics.gateway_unknown_types)
+            assert (await port.send(hologram))[0] == 200
+            assert count(metrics.gateway_unknown_types) == before + 1
+        strict = settings(gateway=GatewaySettings(port=0, unknown_types=False))
+        async with serving(engine, strict) as port:
+            assert error(await port.send(hologram))[:2] == (400, 131051)
+
+
+async def test_what_is_too_large_or_encoded_is_refused_unread(port: Port) -> None:
+    """256 kB hold every message there is."""
+    large = json.dumps({**TEXT, "x": "x" * 300_000}).encode()
+    assert error(await port.send(large))[:2] == (413, 100)
+    fits = json.dumps({**TEXT, "x": "x" * 250_000}).encode()
+    assert (await port.send(fits))[0] == 200
+    assert error(await port.send(gzip.compress(fits), Content_Encoding="gzip"))[:2] == (415, 100)
+    assert len(await port.requests()) == 1
+
+
+async def test_a_body_that_breaks_off_is_not_taken(port: Port) -> None:
+    """Half a message is no message."""
+    body = json.dumps(TEXT).encode()
+    start = head("POST", PATH, {"Authorization": f"Bearer {KEY}", "Content-Length": len(body) + 10})
+    assert status_of(await talk(port.listener.port, start + body)) in (0, 400)
+    assert not await port.requests()
+
+
+async def test_the_optional_headers_are_kept(port: Port) -> None:
+    """The class of one send, until when it is of use, and whose turn it was."""
+    later = SystemClock().now() + 60_000
+    sent = {"X_Depesche_Class": "otp", "X_Depesche_Not_After": str(later), "X_Depesche_Epoch": "3"}
+    assert (await port.send(**sent))[0] == 200
+    _, request = await port.request()
+    assert (request.send_class, request.not_after, request.epoch) == ("otp", later, 3)
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("X_Depesche_Class", "urgent"),
+        ("X_Depesche_Class", ""),
+        ("X_Depesche_Not_After", "soon"),
+        ("X_Depesche_Not_After", "0"),
+        ("X_Depesche_Not_After", "1700000000000"),
+        ("X_Depesche_Not_After", "9999999999999"),
+        ("X_Depesche_Epoch", "-1"),
+        ("X_Depesche_Epoch", ""),
+        ("Idempotency_Key", ""),
+        ("Idempotency_Key", "x" * 256),
+    ],
+)
+async def test_a_header_that_cannot_be_meant_is_refused(port: Port, header: str, value: str) -> None:
+    """Silently ignored, it would be found out weeks later."""
+    status, code, details = error(await port.send(**{header: value}))
+    assert (status, code, details.split()[0]) == (400, 100, header.replace("_", "-"))
+    assert not await port.requests()
+
+
+async def test_a_repetition_under_the_same_idempotency_key_is_the_same_send(tmp_path: Path) -> None:
+    """Also at another gateway that remembers nothing: the id is derived, and the customer stage takes it once."""
+    async with embedded(tmp_path, settings()) as engine:
+        async with serving(engine, settings()) as port:
+            first = await port.send(Idempotency_Key="order-1")
+            second = await port.send(Idempotency_Key="order-1")
+            assert second[1] == first[1]
+            assert len(await port.requests()) == 1
+            other = await port.send(key=NARROW_KEY, path=f"/{OTHER_NUMBER}/messages", Idempotency_Key="order-1")
+            assert other[1]["messages"] != first[1]["messages"]
+        async with serving(engine, settings(), seed=2) as port:
+            assert (await port.send(Idempotency_Key="order-1"))[1] == first[1]
+            assert (await port.send(Idempotency_Key="order-2"))[1] != first[1]
+
+
+async def test_an_idempotency_key_does_not_stand_for_two_requests(port: Port) -> None:
+    """A bot that reuses one has a bug; taking either silently would hide it."""
+    assert (await port.send(Idempotency_Key="order-1"))[0] == 200
+    status, code, details = error(await port.send({**TEXT, "text": {"body": "else"}}, Idempotency_Key="order-1"))
+    assert (status, code) == (422, 131009)
+    assert "Idempotency-Key" in details
+    assert len(await port.requests()) == 1
+
+
+async def test_a_log_that_is_down_is_said_in_graphs_shape_and_nothing_is_promised(tmp_path: Path) -> None:
+    """131016 with `is_transient`: clients of Graph try again."""
+    async with embedded(tmp_path, settings()) as engine:
+        await engine.close()
+        async with serving(engine, settings()) as port:
+            answer = await port.send()
+            assert error(answer)[:2] == (503, 131016)
+            assert (answer[1]["error"]["is_transient"], answer[2]["Retry-After"]) == (True, "5")
+    async with embedded(tmp_path, settings()) as engine, serving(engine, settings()) as port:
+        assert not await port.requests()
+        assert (await port.send())[0] == 200
+
+
+async def test_the_same_bytes_after_an_unknown_answer_are_a_repetition_once(tmp_path: Path) -> None:
+    """The first may be on the log. Its repetition has the same id, so it is sent once; a third is a message anew."""
+    async with gated(tmp_path, settings()) as engine, serving(engine, settings()) as port:
+        engine.answer_lost = True
+        assert error(await port.send())[:2] == (503, 131016)
+        engine.answer_lost = False
+        other = (await port.send({**TEXT, "text": {"body": "else"}}))[1]["messages"][0]["id"]
+        repeated = (await port.send())[1]["messages"][0]["id"]
+        anew = (await port.send())[1]["messages"][0]["id"]
+        ids = [request.send_id for _, request in await port.requests()]
+        assert sorted(ids) == sorted([repeated, repeated, other, anew])
+        assert len({repeated, other, anew}) == 3
+
+
+def test_what_is_remembered_of_repetitions_is_bounded_in_number_and_time() -> None:
+    """A bot that sends ever new keys must not fill our memory."""
+    repetitions = Repetitions()
+    for number in range(ENTRIES_MAX + 1):
+        name = str(number).encode()
+        repetitions.doubted(SendId(f"id{number}"), name, 0.0)
+        repetitions.settled(SendId(f"named{number}"), b"x" + name, named=True)
+    assert repetitions.unknown(b"0", 1.0) is None
+    assert repetitions.unknown(b"1", 1.0) == "id1"
+    assert repetitions.unknown(b"1", UNKNOWN_S) is None
+    assert not repetitions.is_durable(SendId("named0"))
+    assert repetitions.is_durable(SendId("named1"))
+
+
+async def test_equal_sends_without_a_key_are_two_messages(port: Port) -> None:
+    """As at Meta: "ok" twice is "ok" twice."""
+    first, second = (await port.send())[1], (await port.send())[1]
+    assert first["messages"] != second["messages"]
+    assert len(await port.requests()) == 2
+
+
+async def test_too_much_at_once_is_refused_and_taken_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded while the log is slow."""
+    monkeypatch.setattr("broker.gateway.app.BYTES_IN_FLIGHT_MAX", 300)
+    async with gated(tmp_path, settings()) as engine, serving(engine, settings()) as port:
+        engine.open.clear()
+        under_way = [asyncio.create_task(port.send()) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        answer = await port.send()
+        assert error(answer)[:2] == (503, 131016)
+        assert answer[2]["Retry-After"] == "1"
+        engine.open.set()
+        assert [status for status, _, _ in await asyncio.gather(*under_way)] == [200, 200]
+        assert (await port.send())[0] == 200
+    assert len({request.send_id for _, request in await _read(tmp_path)}) == 3
+
+
+async def _read(folder: Path) -> list[tuple[bytes, SendRequest]]:
+    async with embedded(folder, settings()) as engine, serving(engine, settings()) as port:
+        return await port.requests()
+
+
+async def test_a_stop_lets_what_is_under_way_finish(tmp_path: Path) -> None:
+    """An answer that a deployment swallows is a message in doubt."""
+    async with gated(tmp_path, settings()) as engine, serving(engine, settings()) as port:
+        engine.open.clear()
+        under_way = asyncio.create_task(port.send())
+        await asyncio.wait_for(engine.asked.wait(), 5)
+        stopping = asyncio.create_task(port.gateway.stop(5.0))
+        await asyncio.sleep(0.1)
+        assert not stopping.done()
+        assert port.gateway.why_not_ready() == "draining"
+        engine.open.set()
+        assert (await under_way)[0] == 200
+        await asyncio.wait_for(stopping, 5)
+
+
+async def test_it_works_without_a_socket(tmp_path: Path) -> None:
+    """As the simulation uses it: the same answers from plain values."""
+    async with embedded(tmp_path, settings()) as engine:
+        gateway = Gateway(settings(), engine, SystemClock(), random.Random(1))
+        body = json.dumps(TEXT).encode()
+        answer = await gateway.handle("POST", PATH, {"Authorization": f"Bearer {KEY}"}, body)
+        assert answer.status == 200
+        assert (await gateway.handle("POST", PATH, {}, body)).status == 401
+        assert (await gateway.handle("GET", PATH, {}, b"")).status == 405
+        too_large = b"x" * 300_000
+        assert (await gateway.handle("POST", PATH, {"Authorization": f"Bearer {KEY}"}, too_large)).status == 413
