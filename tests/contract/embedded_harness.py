@@ -36,6 +36,7 @@ class EmbeddedHarness:
     name = "embedded"
     spans_processes = False
     patience_s = 5.0
+    steps_many = 1_100
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -19,6 +19,8 @@ class Harness(Protocol):
     """Whether several processes may have the logs open at once. If not, a second one must be refused."""
     patience_s: float
     """How long a change of hands may take on this engine."""
+    steps_many: int
+    """How many steps make work for housekeeping; few on an engine whose housekeeping cannot be hurried."""
 
     async def open(self, specs: Sequence[LogSpec], *, bytes_in_flight_max: int | None = None) -> LogEngine:
         """Make an engine and start it. An engine for one process is opened again only after `close` or `kill`."""

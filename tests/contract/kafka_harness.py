@@ -28,6 +28,7 @@ class KafkaHarness:
     name = "kafka"
     spans_processes = True
     patience_s = 20.0
+    steps_many = 100
 
     def __init__(self, cluster: LocalKafka, prefix: str) -> None:
         self.cluster = cluster
