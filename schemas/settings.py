@@ -209,6 +209,8 @@ class SandboxNumber(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     display_phone_number: str
     token: SecretSource
     throughput_mps: int = 80
+    name: str = ""
+    """Of the business, as customers see it."""
 
 
 class SampleBot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

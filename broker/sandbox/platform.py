@@ -191,8 +191,10 @@ class Platform:
 
     # Life
 
-    def restore(self) -> int:
+    def restore(self, also: Callable[[Entry], None] = lambda entry: None) -> int:
         """Read the journal's file back: people, windows, debts, messages; return how many entries there were.
+
+        `also` is shown every entry.
 
         What was under way when the process ended goes on after `start`: webhooks that were never answered with 200 are
         posted again, messages take their next step.
@@ -203,6 +205,7 @@ class Platform:
         for entry in self.journal.open():
             count += 1
             self._remember(entry, unanswered, shift_s)
+            also(entry)
         self._resume.extend(partial(self.postbox.put, item) for item in unanswered.values())
         self._resume.extend(
             partial(self._next_step, message)
@@ -718,7 +721,7 @@ class Platform:
             raise ValueError(f"{len(data)} bytes; at most {UPLOAD_BYTES_MAX}")
         medium = Uploaded(
             at=self.clock.now(),
-            id=str(self._rng.randrange(10**15, 10**16)),
+            id=f"{self.clock.now()}{self._rng.randrange(1_000):03d}",
             mime_type=mime_type,
             data=data,
             filename=filename,
