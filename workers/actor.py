@@ -90,6 +90,11 @@ class Actor(ABC, Generic[Mail, Answer]):
     def ended(self) -> None:
         """Called once, in the same turn of the loop in which the actor stops taking mail."""
 
+    @property
+    def has_mail(self) -> bool:
+        """Whether mail waits behind what is in hand."""
+        return bool(self._mail)
+
     async def put(self, mail: Mail) -> None:
         """Put mail behind what is there; wait while the mailbox is full. Raises `OutOfTurn` when the actor ended."""
         await self._room.acquire()

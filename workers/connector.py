@@ -98,6 +98,8 @@ class Connector:
                 posted = Posted(response.status, response.headers.get("Retry-After", "")[:100])
                 await _drop_answer(response)
                 return posted
+        except aiohttp.ConnectionTimeoutError:
+            raise PostFailed("connection", "no connection in time") from None
         except TimeoutError:
             raise PostFailed("timeout", f"no answer within {timeout_s:g} s") from None
         except aiohttp.ClientConnectorError as error:

@@ -320,11 +320,11 @@ class SinkPartition:
             if cut.expired():
                 return None, False
             result, timed_out = "timeout", True
-            attempted = Attempted(Verdict.SINK, "timeout")
+            attempted = Attempted(Verdict.UNSURE, "timeout")
         except PostFailed as error:
             timed_out = error.reason == "timeout"
             result = _RESULTS_WITHOUT_ANSWER[error.reason]
-            attempted = Attempted(Verdict.SINK, str(error))
+            attempted = Attempted(Verdict.UNSURE if timed_out else Verdict.SINK, str(error))
         except Exception as error:  # a crash of the HTTP client says nothing about the event: never set it aside for it
             _log.error("sink %s: the HTTP client crashed: %s", self.target.name, where(error))
             attempted = Attempted(Verdict.SINK, f"the HTTP client crashed: {where(error)}")
@@ -433,11 +433,12 @@ class Lane(Actor[Entry, Attempted | SetAside]):
     def _after(self, attempted: Attempted) -> None:
         assert self.in_hand is not None
         gate, stage, now = self._partition.gate, self._partition.stage, self.clock.monotonic()
-        gate.fails(self._key, attempted.found)
+        gate.fails(self._key, attempted.found, holds_up=self.has_mail)
         self._trouble = self._trouble.after(
-            attempted.found, now, sink_took_at=gate.took_at, others_fail=gate.others_fail(self._key)
+            attempted.found, now, sink_took_at=gate.took_at, is_suspect=gate.is_suspect(self._key)
         )
         if self._trouble.is_given_up(self._partition.target.settings.give_up_after_s):
+            gate.gave_up()
             self.begin(self._set_aside(self.in_hand, GAVE_UP, attempted.detail))
             return
         self._pauses = attempted.found is not Verdict.EVENT

@@ -34,6 +34,13 @@ class Waiting(NamedTuple):
     turn: asyncio.Future[int]
 
 
+class Failing(NamedTuple):
+    """A customer whose event fails, not by its own fault as far as is known."""
+
+    found: Verdict
+    holds_up: bool
+
+
 class Line:
     """One partition's place at the gate. `may_go` says whether its lease is held; `recovered` is called when the
     breaker has closed again."""
@@ -66,7 +73,8 @@ class Gate:
         self._breaker = Breaker(limits)
         self._lines: dict[Line, None] = {}
         self._probed: dict[bytes, int] = {}
-        self._failing: dict[bytes, None] = {}
+        self._failing: dict[bytes, Failing] = {}
+        self._has_tested = False
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._is_open = False
@@ -107,6 +115,7 @@ class Gate:
         else:
             if found is Verdict.TAKEN:
                 self.took_at = now
+                self._has_tested = False
                 line.concurrency.taken(line.in_flight)
             elif found is not Verdict.EVENT:
                 if self._breaker.is_probe(call):
@@ -119,20 +128,28 @@ class Gate:
         line.in_flight -= 1
         self.admit()
 
-    def fails(self, key: bytes, found: Verdict) -> None:
-        """Note that a customer's event is failing, and by whose fault."""
+    def fails(self, key: bytes, found: Verdict, *, holds_up: bool) -> None:
+        """Note that a customer's event is failing, by whose fault, and whether another one waits behind it."""
         if found is Verdict.EVENT:
             self._failing.pop(key, None)
         else:
-            self._failing[key] = None
+            self._failing[key] = Failing(found, holds_up)
 
     def fails_no_more(self, key: bytes) -> None:
         """Note that a customer's event is done, one way or another."""
         self._failing.pop(key, None)
 
-    def others_fail(self, key: bytes) -> bool:
-        """Whether another customer's event is failing at this moment, not by its own fault."""
-        return len(self._failing) > (key in self._failing)
+    def gave_up(self) -> None:
+        """Note that a suspect was given up: no further one is, until the sink takes something."""
+        self._has_tested = True
+
+    def is_suspect(self, key: bytes) -> bool:
+        """Whether a failing customer's event is the one put to the test (`broker.core.retry`): the one that has failed
+        longest, of those that hold up another if there are any. None, when any is known to fail by the sink's fault."""
+        if self._has_tested or any(failing.found is not Verdict.UNSURE for failing in self._failing.values()):
+            return False
+        holding_up = (other for other, failing in self._failing.items() if failing.holds_up)
+        return next(holding_up, next(iter(self._failing), None)) == key
 
     def admit(self) -> None:
         """Let pass whoever may: called whenever a limit, a lease or the breaker may have changed."""

@@ -14,8 +14,8 @@ class Posted(NamedTuple):
 
 
 class PostFailed(Exception):
-    """There was no answer. "timeout": not in time; "connection": none could be made, or it broke; "forbidden": the
-    address is one we do not connect to."""
+    """There was no answer. "timeout": connected, and not in time; "connection": none could be made, or it broke;
+    "forbidden": the address is one we do not connect to."""
 
     def __init__(self, reason: Literal["timeout", "connection", "forbidden"], detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

@@ -2,7 +2,10 @@
 
 Two troubles look alike from outside: a sink that is down, and an event the sink cannot digest. The first must wait, in
 order, for as long as the log is kept; the second must not hold up its customer for longer than ten minutes. What
-tells them apart is evidence: what the answer says, and whether the sink takes other customers' events meanwhile.
+tells them apart is evidence: what the answer says, and whether the sink takes other customers' events meanwhile. Where
+nobody else's events are there to tell, one is put to the test: of those that fail, the one that has failed longest is
+the suspect, and is given up in its time. If its customer's next event is taken, the sink works; if not, it is down, and
+no further event is spent on that question until it takes one.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Verdict(Enum):
     EVENT = "event"
     """The sink works and refuses this event."""
     UNSURE = "unsure"
-    """The sink's program failed: at this event, or at any."""
+    """The sink's program was reached, and failed or stayed silent: at this event, or at any."""
     SINK = "sink"
     """The sink, or the way to it, is in trouble, whatever the event."""
     GONE = "gone"
@@ -113,16 +116,16 @@ class Trouble(Struct, frozen=True):
     own_s: float = 0.0
     failed_at: float | None = None
 
-    def after(self, found: Verdict, now: float, *, sink_took_at: float | None, others_fail: bool) -> Trouble:
+    def after(self, found: Verdict, now: float, *, sink_took_at: float | None, is_suspect: bool) -> Trouble:
         """Return it after one more failure.
 
-        `sink_took_at`: when the sink last took an event of anybody (None: never); `others_fail`: whether another
-        customer's event is failing at this moment, too, and not by its own fault.
+        `sink_took_at`: when the sink last took an event of anybody (None: never); `is_suspect`: whether this event is
+        the one put to the test at this moment.
         """
         own_s = self.own_s
         if self.failed_at is not None:
             sink_works = sink_took_at is not None and sink_took_at >= self.failed_at
-            if _is_its_own(found, sink_works=sink_works, others_fail=others_fail):
+            if _is_its_own(found, sink_works=sink_works, is_suspect=is_suspect):
                 own_s += min(now - self.failed_at, OWN_STEP_S_MAX)
         return Trouble(self.attempts + 1, own_s, now)
 
@@ -131,13 +134,13 @@ class Trouble(Struct, frozen=True):
         return self.failed_at is not None and self.own_s >= give_up_after_s
 
 
-def _is_its_own(found: Verdict, *, sink_works: bool, others_fail: bool) -> bool:
+def _is_its_own(found: Verdict, *, sink_works: bool, is_suspect: bool) -> bool:
     """Whether the time since an event's last failure counts against the event.
 
-    | answer | sink took others since | others fail | counts |
-    | EVENT  | any                    | any         | yes    |
-    | any    | yes                    | any         | yes    |
-    | UNSURE | no                     | no          | yes: a lone customer's program error is taken for the event's |
-    | else   | no                     | any         | no: the sink may be down, and then everything waits           |
+    | answer | sink took others since | suspect | counts                                          |
+    | EVENT  | any                    | any     | yes                                             |
+    | any    | yes                    | any     | yes                                             |
+    | UNSURE | no                     | yes     | yes: it is put to the test                      |
+    | else   | no                     | any     | no: the sink may be down, and everything waits  |
     """
-    return found is Verdict.EVENT or sink_works or (found is Verdict.UNSURE and not others_fail)
+    return found is Verdict.EVENT or sink_works or (found is Verdict.UNSURE and is_suspect)

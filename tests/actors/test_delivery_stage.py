@@ -312,6 +312,40 @@ async def test_a_dead_sinks_events_are_never_given_up(world: World) -> None:
     assert await world.dead_letters() == []
 
 
+async def test_a_bot_that_fails_at_everything_costs_one_event_at_most(world: World) -> None:
+    """Its program answers 500 to all two customers: one event is spent on finding out, the rest waits for it."""
+    up = False
+
+    async def broken(customer: str, number: int, earlier: int) -> int:
+        return 200 if up else 500
+
+    bot = await world.bot(broken)
+    await world.deliver(target(bot, give_up_after_s=0.2))
+    await world.append("a", 0, 1, 2)
+    await world.append("b", 0, 1, 2)
+    await asyncio.sleep(1.5)
+    assert len(await world.dead_letters()) == 1
+    up = True
+    await until(lambda: len(bot.taken()) == 5)
+    (letter,) = await world.dead_letters()
+    assert letter.value == value("a", 0), "the one that had failed longest"
+    assert (bot.numbers("a"), bot.numbers("b")) == ([1, 2], [0, 1, 2])
+
+
+async def test_two_indigestible_events_are_found_out_without_anybody_elses_help(world: World) -> None:
+    """At night only two customers write, and each sent what crashes the bot: neither waits for the morning."""
+
+    async def crashes(customer: str, number: int, earlier: int) -> int:
+        return 500 if number == 0 else 200
+
+    bot = await world.bot(crashes)
+    await world.deliver(target(bot, give_up_after_s=0.3))
+    await world.append("a", 0, 1)
+    await world.append("b", 0, 1)
+    await until(lambda: sorted(bot.taken()) == [("a", 1), ("b", 1)])
+    assert [letter.value for letter in await world.dead_letters()] == [value("a", 0), value("b", 0)]
+
+
 async def test_an_event_that_crashes_the_bot_does_not_keep_its_breaker_open(world: World) -> None:
     """The oldest head is the indigestible one: others must be probes, too, or nothing would ever move."""
     up = False

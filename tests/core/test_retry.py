@@ -74,51 +74,51 @@ def test_no_retry_after_crashes_us(header: str) -> None:
     assert seconds is None or seconds >= 0
 
 
-def fails_once_a_minute(found: Verdict, *, sink_takes_others: bool, others_fail: bool, minutes: int = 11) -> Trouble:
+def fails_once_a_minute(found: Verdict, *, sink_takes_others: bool, is_suspect: bool, minutes: int = 11) -> Trouble:
     trouble = Trouble()
     for minute in range(minutes + 1):
         now = minute * 60.0
         took_at = now - 1 if sink_takes_others else None
-        trouble = trouble.after(found, now, sink_took_at=took_at, others_fail=others_fail)
+        trouble = trouble.after(found, now, sink_took_at=took_at, is_suspect=is_suspect)
     return trouble
 
 
 @pytest.mark.parametrize("found", [Verdict.EVENT, Verdict.UNSURE, Verdict.SINK])
 def test_an_event_that_fails_while_others_are_taken_is_given_up(found: Verdict) -> None:
     """Ten minutes of evidence that it is this event: its customer's next one is tried."""
-    trouble = fails_once_a_minute(found, sink_takes_others=True, others_fail=False)
+    trouble = fails_once_a_minute(found, sink_takes_others=True, is_suspect=False)
     assert trouble.is_given_up(600)
-    early = fails_once_a_minute(found, sink_takes_others=True, others_fail=False, minutes=9)
+    early = fails_once_a_minute(found, sink_takes_others=True, is_suspect=False, minutes=9)
     assert not early.is_given_up(600)
 
 
 @pytest.mark.parametrize("found", [Verdict.UNSURE, Verdict.SINK, Verdict.GONE])
 def test_nothing_is_given_up_while_the_sink_takes_nothing(found: Verdict) -> None:
     """A dead bot's events wait in its log for as long as the log is kept, even when only two customers write."""
-    assert not fails_once_a_minute(found, sink_takes_others=False, others_fail=True, minutes=7 * 24 * 60).is_given_up(1)
+    assert not fails_once_a_minute(found, sink_takes_others=False, is_suspect=False, minutes=7 * 24 * 60).is_given_up(1)
 
 
-def test_a_lone_customer_s_program_error_is_taken_for_the_events() -> None:
-    """With one customer there is no other evidence; behind a sticker that crashes the bot they wait a week."""
-    assert fails_once_a_minute(Verdict.UNSURE, sink_takes_others=False, others_fail=False).is_given_up(600)
-    assert not fails_once_a_minute(Verdict.SINK, sink_takes_others=False, others_fail=False).is_given_up(600)
+def test_a_suspect_is_given_up_for_a_program_error_and_not_for_a_dead_way() -> None:
+    """With nobody else's events to tell, one is put to the test; a refused connection leaves nothing to be tested."""
+    assert fails_once_a_minute(Verdict.UNSURE, sink_takes_others=False, is_suspect=True).is_given_up(600)
+    assert not fails_once_a_minute(Verdict.SINK, sink_takes_others=False, is_suspect=True).is_given_up(600)
 
 
 def test_an_outage_is_not_held_against_an_event_that_fails_once_more_after_it() -> None:
     """Nine minutes down, up again, one more failure while warming up: that is no ten minutes of its own."""
-    trouble = fails_once_a_minute(Verdict.SINK, sink_takes_others=False, others_fail=True, minutes=30)
-    trouble = trouble.after(Verdict.SINK, 31 * 60, sink_took_at=31 * 60 - 5, others_fail=False)
+    trouble = fails_once_a_minute(Verdict.SINK, sink_takes_others=False, is_suspect=False, minutes=30)
+    trouble = trouble.after(Verdict.SINK, 31 * 60, sink_took_at=31 * 60 - 5, is_suspect=False)
     assert trouble.own_s == 60
     assert not trouble.is_given_up(600)
 
 
 def test_one_long_pause_counts_for_no_more_than_two_minutes() -> None:
     """A frozen process, or an open breaker, must not age an event by an hour at once."""
-    trouble = Trouble().after(Verdict.EVENT, 0, sink_took_at=None, others_fail=False)
-    assert trouble.after(Verdict.EVENT, 3_600, sink_took_at=None, others_fail=False).own_s == OWN_STEP_S_MAX
+    trouble = Trouble().after(Verdict.EVENT, 0, sink_took_at=None, is_suspect=False)
+    assert trouble.after(Verdict.EVENT, 3_600, sink_took_at=None, is_suspect=False).own_s == OWN_STEP_S_MAX
 
 
 def test_an_event_is_tried_at_least_once_whatever_the_patience() -> None:
     """Patience zero means one attempt, not none."""
     assert not Trouble().is_given_up(0)
-    assert Trouble().after(Verdict.SINK, 5, sink_took_at=None, others_fail=True).is_given_up(0)
+    assert Trouble().after(Verdict.SINK, 5, sink_took_at=None, is_suspect=False).is_given_up(0)
