@@ -120,10 +120,14 @@ class Conversation:
     def __init__(self) -> None:
         self.queues: dict[Lane, deque[Send]] = {}
         self.flying: Send | None = None
-        self.doubts: dict[Lane, Doubt] = {}
+        self.doubts: dict[str, Doubt] = {}
         self.debt: PairDebt = NO_DEBT
         self.rests: dict[Lane, int] = {}
         self.parked: dict[Lane | None, int] = {}
+
+    def is_held(self, lane: Lane) -> bool:
+        """Whether a lane waits for a doubt to end. There may be several: of a call, and of one that was too late."""
+        return any(doubt.lane == lane for doubt in self.doubts.values())
 
     def is_idle(self, now_ms: int) -> bool:
         """Whether nothing about this customer need be remembered."""
@@ -168,9 +172,7 @@ class NumberSender:
         queue = conversation.queues.setdefault(send.lane, deque())
         if ready.attempt > 1:
             queue.appendleft(send)
-            doubt = conversation.doubts.get(send.lane)
-            if doubt is not None and doubt.send_id == ready.send_id:
-                del conversation.doubts[send.lane]
+            conversation.doubts.pop(ready.send_id, None)
         else:
             queue.append(send)
         self.pending[send.lane] += 1
@@ -179,7 +181,7 @@ class NumberSender:
 
     def hold(self, doubt: Doubt) -> None:
         """Let a customer's lane wait until the doubt about one of its sends is over."""
-        self._conversation(doubt.customer).doubts[doubt.lane] = doubt
+        self._conversation(doubt.customer).doubts[doubt.send_id] = doubt
 
     def settle(self, customer: str, lane: Lane, send_id: str) -> Send | None:
         """End the doubt about a send that will not be sent again. Return another attempt that was queued meanwhile:
@@ -187,9 +189,7 @@ class NumberSender:
         conversation = self._conversations.get(customer)
         if conversation is None:
             return None
-        doubt = conversation.doubts.get(lane)
-        if doubt is not None and doubt.send_id == send_id:
-            del conversation.doubts[lane]
+        conversation.doubts.pop(send_id, None)
         dropped = next((send for send in conversation.queues.get(lane, ()) if send.ready.send_id == send_id), None)
         if dropped is not None:
             conversation.queues[lane].remove(dropped)
@@ -204,8 +204,7 @@ class NumberSender:
     def is_doubtful(self, send: Send) -> bool:
         """Whether the doubt about this send still holds its customer's lane."""
         conversation = self._conversations.get(send.ready.customer)
-        doubt = None if conversation is None else conversation.doubts.get(send.lane)
-        return doubt is not None and doubt.send_id == send.ready.send_id
+        return conversation is not None and send.ready.send_id in conversation.doubts
 
     def owe(self, customer: str, debt: PairDebt) -> None:
         """Set what is owed to a customer, in monotonic ms; from the ledger."""
@@ -414,7 +413,7 @@ class NumberSender:
         while len(ring):
             customer = ring.pop()
             conversation = self._conversations.get(customer)
-            if conversation is None or conversation.flying is not None or lane in conversation.doubts:
+            if conversation is None or conversation.flying is not None or conversation.is_held(lane):
                 continue  # whatever ends that puts the customer here again
             queue = conversation.queues.get(lane)
             if not queue:
@@ -525,7 +524,7 @@ class NumberSender:
         if conversation.flying is not None:
             return
         for lane, queue in conversation.queues.items():
-            if queue and lane not in conversation.doubts:
+            if queue and not conversation.is_held(lane):
                 self._rings[lane].add(customer)
 
     def _park(self, customer: str, lane: Lane | None, conversation: Conversation, at_ms: int) -> None:

@@ -94,6 +94,7 @@ class Plan(NamedTuple):
     memo: bytes
     forwards: list[Forward]
     sends: list[Send]
+    late: list[Send]
     intents: list[Intent]
     answers: int
     lifted: int
@@ -146,10 +147,11 @@ class Slot:
         self._recent = Recent()
         self._known: dict[str, Send] = {}
         self._open: dict[tuple[str, int], Intent] = {}
-        self._doubts: dict[tuple[str, str, Lane], Doubt] = {}
+        self._doubts: dict[str, Doubt] = {}
         self._answers: list[Answer] = []
         self._lifted: list[Doubt] = []
         self._forwards: list[Forward] = []
+        self._late: list[Send] = []
         self._moves = 0
         self._moves_written = 0
 
@@ -168,8 +170,8 @@ class Slot:
             self._marks[lane] = Watermark.from_bytes(offset, runs.get(lane, b""))
         lost = {intent.send_id for intent in folded.open.values()}
         reports = []
-        for key, doubt in folded.doubts.items():
-            self._doubts[key] = doubt
+        self._doubts = folded.doubts
+        for doubt in folded.doubts.values():
             self._hold(doubt)
             if doubt.send_id not in lost:
                 reports.append(self._report_again(doubt, now))
@@ -231,13 +233,11 @@ class Slot:
 
     # What comes of sends
 
-    def expire(self, now: Instant) -> list[Report]:
-        """Return what is too late while it was still waiting."""
-        return [
-            self._report(send, "expired", "done", now, None)
-            for number in self.numbers.values()
-            for send in number.expire(now.wall)
-        ]
+    def expire(self, now: Instant) -> None:
+        """Take what is too late out of its queue. The next step writes it down like an intent, and `written` returns
+        its report: once somebody was told so, no other clock may find that there is time left."""
+        for number in self.numbers.values():
+            self._late += number.expire(now.wall)
 
     def expire_intended(self, send: Send, now: Instant) -> Report:
         """Return the report of a send that was too late for a permit."""
@@ -287,7 +287,7 @@ class Slot:
             ready = report.send.ready
             self._recent.add(ready.send_id, ready.attempt)
             if report.intent is None and ready.attempt > 1:
-                self._lift(ready.phone_number_id, ready.customer, report.lane, ready.send_id)
+                self._lift(ready.send_id)
         if report.intent is not None:
             intent = report.intent
             self._recent.add(intent.send_id, intent.attempt)
@@ -299,7 +299,7 @@ class Slot:
     @property
     def has_news(self) -> bool:
         """Whether a step would write something, apart from new intents."""
-        return bool(self._answers or self._lifted or self._forwards or self._moves != self._moves_written)
+        return bool(self._answers or self._lifted or self._forwards or self._late or self._moves != self._moves_written)
 
     def plan(self, now: Instant, *, may_intend: bool, is_snapshot_due: bool) -> Plan | None:
         """Return the next step, None when there is nothing to write. `written` or `undone` must follow."""
@@ -317,7 +317,7 @@ class Slot:
                 now.wall,
                 send.is_mark,
             )
-            for send in sends
+            for send in (*sends, *self._late)
         ]
         answers, lifted = list(self._answers), list(self._lifted)
         runs = {lane: mark.to_bytes(RUNS_BYTES_MAX) for lane, mark in self._marks.items()}
@@ -332,19 +332,22 @@ class Slot:
             encode_memo(Memo(runs if fits else {}, fits)),
             list(self._forwards),
             sends,
+            list(self._late),
             intents,
             len(answers),
             len(lifted),
             self._moves,
         )
 
-    def written(self, plan: Plan) -> None:
-        """Note that a step stands: its calls may begin."""
+    def written(self, plan: Plan, now: Instant) -> list[Report]:
+        """Note that a step stands: its calls may begin. Return the reports of what was too late."""
         _apply(self._open, self._doubts, plan.intents, self._answers[: plan.answers], self._lifted[: plan.lifted])
         del self._answers[: plan.answers]
         del self._lifted[: plan.lifted]
         del self._forwards[: len(plan.forwards)]
+        del self._late[: len(plan.late)]
         self._moves_written = plan.moves
+        return [self._report(send, "expired", "done", now, self._intent(send)) for send in plan.late]
 
     def undone(self, plan: Plan, now: Instant) -> None:
         """Take back a step of which nothing was written."""
@@ -371,13 +374,13 @@ class Slot:
         queued = self._known.get(ready.send_id)
         if queued is not None and queued.ready.attempt >= ready.attempt:
             return True
-        doubt = self._doubts.get((ready.phone_number_id, ready.customer, lane))
-        if doubt is not None and doubt.send_id == ready.send_id and doubt.attempt >= ready.attempt:
+        doubt = self._doubts.get(ready.send_id)
+        if doubt is not None and doubt.attempt >= ready.attempt:
             return True
         return (ready.send_id, ready.attempt) in self._open or (ready.send_id, ready.attempt) in self._recent
 
     def _settle(self, lane: Lane, offset: int, settle: Settle, now: Instant) -> None:
-        self._lift(settle.phone_number_id, settle.customer, lane, settle.send_id)
+        self._lift(settle.send_id)
         number = self.numbers.get(settle.phone_number_id)
         if number is not None:
             dropped = number.settle(settle.customer, lane, settle.send_id)
@@ -385,9 +388,9 @@ class Slot:
                 self.landed(Report(settle.customer, None, "done", lane, dropped.offset, dropped, None), now)
         self._complete(lane, offset)
 
-    def _lift(self, phone_number_id: str, customer: str, lane: Lane, send_id: str) -> None:
-        doubt = self._doubts.get((phone_number_id, customer, lane))
-        if doubt is not None and doubt.send_id == send_id and doubt not in self._lifted:
+    def _lift(self, send_id: str) -> None:
+        doubt = self._doubts.get(send_id)
+        if doubt is not None and doubt not in self._lifted:
             self._lifted.append(doubt)
 
     def _stray(self, lane: Lane, offset: int, ready: Ready, now: Instant) -> Report | None:
@@ -508,7 +511,7 @@ def _as_tuple(debt: PairDebt) -> tuple[int, int, int, int, int]:
 
 def _apply(
     opened: dict[tuple[str, int], Intent],
-    doubts: dict[tuple[str, str, Lane], Doubt],
+    doubts: dict[str, Doubt],
     intents: Sequence[Intent],
     answers: Sequence[Answer],
     lifted: Sequence[Doubt],
@@ -522,22 +525,22 @@ def _apply(
         intent = opened.pop((answer.send_id, answer.attempt), None)
         if intent is None:
             continue
-        key = (intent.phone_number_id, intent.customer, intent.lane)
         if answer.learned == "doubt":
-            doubts[key] = Doubt(*key, intent.send_id, intent.attempt)
-        elif answer.learned == "done" and key in doubts and doubts[key].send_id == intent.send_id:
-            del doubts[key]
+            doubts[intent.send_id] = Doubt(
+                intent.phone_number_id, intent.customer, intent.lane, intent.send_id, intent.attempt
+            )
+        elif answer.learned == "done":
+            doubts.pop(intent.send_id, None)
     for doubt in lifted:
-        key = (doubt.phone_number_id, doubt.customer, doubt.lane)
-        if doubts.get(key) == doubt:
-            del doubts[key]
+        if doubts.get(doubt.send_id) == doubt:
+            del doubts[doubt.send_id]
     for intent in intents:
         opened[intent.send_id, intent.attempt] = intent
 
 
 class _Folded(NamedTuple):
     open: dict[tuple[str, int], Intent]
-    doubts: dict[tuple[str, str, Lane], Doubt]
+    doubts: dict[str, Doubt]
     debts: dict[tuple[str, str], PairDebt]
     recent: Recent
     done: dict[Lane, bytes]
@@ -546,7 +549,7 @@ class _Folded(NamedTuple):
 def _fold(records: Iterable[LedgerRecord]) -> _Folded:
     """Read a ledger from its last snapshot on."""
     opened: dict[tuple[str, int], Intent] = {}
-    doubts: dict[tuple[str, str, Lane], Doubt] = {}
+    doubts: dict[str, Doubt] = {}
     debts: dict[tuple[str, str], PairDebt] = {}
     recent = Recent()
     done: dict[Lane, bytes] = {}
@@ -556,7 +559,7 @@ def _fold(records: Iterable[LedgerRecord]) -> _Folded:
                 opened = {(intent.send_id, intent.attempt): intent for intent in record.intents}
                 doubts, debts, recent, done = {}, {}, Recent(record.recent), record.done
             case Part():
-                doubts |= {(doubt.phone_number_id, doubt.customer, doubt.lane): doubt for doubt in record.doubts}
+                doubts |= {doubt.send_id: doubt for doubt in record.doubts}
                 for debt in record.debts:
                     owed = PairDebt(debt.since, debt.count, debt.free_at, debt.strikes, debt.struck_at)
                     debts[debt.phone_number_id, debt.customer] = owed

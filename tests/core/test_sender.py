@@ -483,7 +483,7 @@ class World:
                     report = self.slot.take(lane, offset, self.logs[lane][offset], self.now)
                     if report is not None:
                         self.reports.append(report)
-        self.reports += self.slot.expire(self.now)
+        self.slot.expire(self.now)
 
     def step(self, *, is_snapshot: bool = False) -> None:
         """Plan a step; it is written, or refused with nothing written, or written and the process dies."""
@@ -497,7 +497,7 @@ class World:
         if self.rng.random() < 0.05:
             self.crash()
             return
-        self.slot.written(plan)
+        self.reports += self.slot.written(plan, self.now)
         self.intended += plan.sends
 
     def write(self, plan: Plan) -> None:
@@ -579,7 +579,7 @@ class World:
                     self.settle(send_id)
                 else:
                     fields = {name: getattr(record, name) for name in record.__struct_fields__}
-                    again = Ready(**{**fields, "attempt": record.attempt + 1, "not_after": 0})
+                    again = Ready(**{**fields, "attempt": record.attempt + 1})
                     self.readies[send_id] = again
                     self.logs[record.lane].append(again)
 
@@ -618,10 +618,10 @@ def test_through_any_crash_each_attempt_goes_out_once_and_in_order_and_none_is_f
         first_taken.setdefault(send_id, place)
     for lane in LANES:
         for customer in {record.customer for record in world.readies.values()}:
-            order = [
+            order = [  # without those that may expire: late by one clock, in time by the next, has no order
                 record.send_id
                 for record in world.logs[lane]
-                if isinstance(record, Ready) and record.customer == customer and record.attempt == 1
+                if isinstance(record, Ready) and record.customer == customer and not record.not_after
             ]
             places = [first_taken[name] for name in dict.fromkeys(order) if name in first_taken]
             assert places == sorted(places), "order per customer and lane"
@@ -653,7 +653,7 @@ def through(slot: Slot, now: Instant, *, is_snapshot_due: bool = False) -> list[
     """Plan and write one step; return its ledger records."""
     plan = slot.plan(now, may_intend=True, is_snapshot_due=is_snapshot_due)
     assert plan is not None
-    slot.written(plan)
+    slot.written(plan, now)
     return plan.records
 
 
@@ -704,7 +704,7 @@ def test_a_pairs_debt_survives_a_takeover_by_journal_and_by_snapshot() -> None:
     for _ in range(10):
         plan = slot.plan(at(seconds), may_intend=True, is_snapshot_due=False)
         assert plan is not None
-        slot.written(plan)
+        slot.written(plan, at(seconds))
         ledger += plan.records
         for send in plan.sends:
             call(slot.numbers[NUMBER], send, at(seconds + 0.1))
@@ -743,6 +743,26 @@ def test_the_same_record_twice_is_sent_once() -> None:
     assert after.numbers[NUMBER].intend(at(22)) == []
 
 
+def test_what_is_too_late_is_written_down_before_anybody_is_told() -> None:
+    """A clock that runs behind must not find time left for a send whose sender was told that it expired."""
+    slot, _ = restored()
+    slot.take("reply", 0, ready("r1", not_after=WALL + 1_000), at(0.1))
+    slot.expire(at(2))
+    plan = slot.plan(at(2), may_intend=False, is_snapshot_due=False)
+    assert plan is not None
+    slot.undone(plan, at(2))
+    plan = slot.plan(at(2), may_intend=False, is_snapshot_due=False)
+    assert plan is not None
+    [report] = slot.written(plan, at(2))
+    assert report.outcome is not None
+    assert (report.outcome.send_id, report.outcome.outcome) == ("r1", "expired")
+    behind = at(5, wall_step_ms=-60_000)
+    other, said = restored(*plan.records, offsets={"reply": 0}, now=behind)
+    assert [again.outcome.outcome for again in said if again.outcome] == ["in_doubt"]
+    other.take("reply", 0, ready("r1", not_after=WALL + 1_000), behind)
+    assert other.numbers[NUMBER].intend(at(20, wall_step_ms=-60_000)) == []
+
+
 def test_strays_are_refused_or_brought_to_their_slot() -> None:
     """I8: a number that was removed, or lives at another slot now, loses nothing in silence."""
     slot, _ = restored()
@@ -756,7 +776,7 @@ def test_strays_are_refused_or_brought_to_their_slot() -> None:
     assert plan is not None
     assert [(forward.slot, forward.ready.send_id) for forward in plan.forwards] == [(5, "r2")]
     assert plan.offsets == {"reply": 2}
-    slot.written(plan)
+    slot.written(plan, at(2))
     assert slot.plan(at(2), may_intend=True, is_snapshot_due=False) is None
 
 
