@@ -82,9 +82,9 @@ class EmbeddedLog:
         self._store = Store(path, clock, self._from_writer, bytes_max)
         self._reader = Reader(self._store)
         self._incarnations: dict[str, str] = {}
-        self._desk = Desk(self._store, self._reader, self._logs, self._incarnations, clock)
+        self.desk = Desk(self._store, self._reader, self._logs, self._incarnations, clock)
         self._groups: dict[tuple[str, str], Group] = {}
-        self._upkeep = Upkeep(self._desk, upkeep_s)
+        self._upkeep = Upkeep(self.desk, upkeep_s)
         self._lock_s_max = lock_s_max
         self._bytes_in_flight_max = bytes_in_flight_max
         self._in_flight = 0
@@ -136,7 +136,7 @@ class EmbeddedLog:
             await asyncio.wait(leaving, timeout=timeout_s * 0.6)
         for group in self._groups.values():
             group.abandon()
-        self._desk.closed = True
+        self.desk.closed = True
         for job in list(self._waiting):
             self._expire(job, "the log was closed; nothing was written")
         left_s = max(0.1, ends_at - self._clock.monotonic())
@@ -251,7 +251,7 @@ class EmbeddedLog:
 
         def opener(item: Item) -> Opener:
             async def open_and_run() -> tuple[Held, Callable[[], Awaitable[None]]]:
-                lease = await EmbeddedLease.open(self._desk, stage, item[1])
+                lease = await EmbeddedLease.open(self.desk, stage, item[1])
                 return lease, partial(run, lease)
 
             return open_and_run
@@ -270,7 +270,7 @@ class EmbeddedLog:
 
         def opener(item: Item) -> Opener:
             async def open_and_run() -> tuple[Held, Callable[[], Awaitable[None]]]:
-                follow = await EmbeddedFollow.open(self._desk, group, *item)
+                follow = await EmbeddedFollow.open(self.desk, group, *item)
                 return follow, partial(run, follow)
 
             return open_and_run
@@ -288,7 +288,7 @@ class EmbeddedLog:
         """
         self._must_be_open()
         check_stage(stage, self._logs)
-        return await EmbeddedLease.open(self._desk, stage, partition)
+        return await EmbeddedLease.open(self.desk, stage, partition)
 
     async def rebalance(self, name: str) -> None:
         """Revoke and grant a stage's or group's partitions anew, as if a member had come and gone."""
@@ -300,6 +300,11 @@ class EmbeddedLog:
         """Look at every partition once for what retention and compaction may remove. Raises `LogUnavailable`."""
         self._must_be_open()
         await self._upkeep.round()
+
+    async def check(self) -> list[str]:
+        """Check the file's structure and return what is damaged. Done by itself, in the background, at each start."""
+        self._must_be_open()
+        return await self._upkeep.check()
 
     async def read(
         self, log: str, partition: int, start: int | None = None, *, tail: bool = False
@@ -345,7 +350,7 @@ class EmbeddedLog:
                 self._create_or_check(db, spec)
             db.execute("COMMIT")
             return self._index(db)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             raise LogUnavailable(f"{self._store.path}: cannot be opened: {error}") from error
 
     def _create_or_check(self, db: sqlite3.Connection, spec: LogSpec) -> None:
@@ -368,11 +373,17 @@ class EmbeddedLog:
 
     def _index(self, db: sqlite3.Connection) -> list[Slice]:
         slices: dict[int, Slice] = {}
+        others: set[int] = set()
+        configured = [(spec.name, partition) for spec in self._logs.values() for partition in range(spec.partitions)]
         for place, log, partition, following in db.execute(
             "SELECT id, log, partition, next FROM places ORDER BY log, partition"
         ):
-            if log in self._logs:
+            if log not in self._logs:
+                others.add(place)  # of a log that is not configured now
+            else:
                 slices[place] = Slice(place, log, partition, Index(following))
+        if sorted(configured) != sorted((part.log, part.partition) for part in slices.values()):
+            raise LogUnavailable(f"{self._store.path}: damaged: its table of partitions is not what was created")
         last_id = 0
         for row_id, place, offset, size, mark in db.execute(
             "SELECT id, place, offset, length(key) + ifnull(length(value), 0), "
@@ -381,6 +392,8 @@ class EmbeddedLog:
             last_id = row_id
             part = slices.get(place)
             if part is None:
+                if place not in others:
+                    logger.critical("%s: damaged record in row %d; it is left out", self._store.path, row_id)
                 continue
             index = part.index
             if len(index) and offset < index.next:

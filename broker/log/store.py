@@ -52,8 +52,17 @@ PAGE_BYTES = 4_096
 WAL_BYTES_HIGH = 32 * 1024 * 1024
 """Beyond it the writer itself copies what the background has left, so that the WAL can begin anew."""
 
+WAL_BYTES_MAX = 128 * 1024 * 1024
+"""Reached only when more is written than the disk takes twice: then appends wait while the writer copies."""
+
 REOPEN_AFTER = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN)
 """Errors after which a connection is not trusted: what the kernel still holds of a failed fsync is not known."""
+
+READER_END_S_MAX = 2.0
+"""How long a close waits for a read under way. One that hangs keeps its connection, and the folder stays locked."""
+
+DAMAGES_MAX = 20
+"""More damage to the file's structure than this is not listed."""
 
 _HEAD = struct.Struct("<qqq")
 
@@ -172,6 +181,36 @@ Landed = Callable[[list[Row], list[tuple[Job, object, Exception | None]], float]
 """Called in the writer's thread after each batch: rows (none after a failure), jobs' outcomes, seconds of COMMIT."""
 
 
+class Reading:
+    """One thread's connection for reading. It is never closed while it is used: SQLite would not survive that."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db: sqlite3.Connection | None = db
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> sqlite3.Connection:
+        """Use it. Raises `LogUnavailable` when it is closed."""
+        self._lock.acquire()
+        if self._db is None:
+            self._lock.release()
+            raise LogUnavailable("the log is closed")
+        return self._db
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def close(self, timeout_s: float) -> bool:
+        """Close it when it is not used any more; return False when that takes too long."""
+        if not self._lock.acquire(timeout=timeout_s):
+            return False
+        with contextlib.suppress(sqlite3.Error):
+            if self._db is not None:
+                self._db.close()
+        self._db = None
+        self._lock.release()
+        return True
+
+
 class Store:
     """The file and its writer. Owns the lock that keeps a second process out."""
 
@@ -191,8 +230,13 @@ class Store:
         self.written_bytes = 0
         """Since the start, roughly; only the writer changes it."""
         self._finish_checkpoint = False
-        self._connections: list[sqlite3.Connection] = []
-        self._connections_lock = threading.Lock()
+        self._checkpointing = threading.Lock()
+        """SQLite lets one copy at a time: the writer waits for the background, which is what holds appends back."""
+        self._wal_bytes = 0
+        self._wal_bytes_max = WAL_BYTES_MAX
+        self._reading: list[Reading] | None = []
+        """None when closed."""
+        self._reading_lock = threading.Lock()
 
     # Opening and closing; called from one thread, before and after everything else.
 
@@ -243,7 +287,7 @@ class Store:
             if version not in (0, SCHEMA_VERSION):
                 raise LogUnavailable(f"{self.path}: made by another version of Depesche (schema {version})")
             self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             raise LogUnavailable(f"{self.path}: cannot be opened: {error}") from error
         return self._db
 
@@ -266,10 +310,17 @@ class Store:
             self._writer.join(timeout_s)
             if self._writer.is_alive():
                 return False
-        for connection in self._connections:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
-        self._connections.clear()
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+        elif self._db is not None:
+            self._db.close()
+            self._db = None
+        with self._reading_lock:
+            reading, self._reading = self._reading, None
+        for reader in reading or ():
+            if not reader.close(READER_END_S_MAX):
+                return False
         self.release_lock()
         return True
 
@@ -290,8 +341,6 @@ class Store:
         if self._bytes_max is not None:
             pages = max(1, self._bytes_max // db.execute("PRAGMA page_size").fetchone()[0])
             db.execute(f"PRAGMA max_page_count={pages}")
-        with self._connections_lock:
-            self._connections.append(db)
         return db
 
     # The writer's thread.
@@ -315,9 +364,20 @@ class Store:
             if batch:
                 self._commit(batch)
                 self.written_bytes += size
-            if self._finish_checkpoint and self._db is not None:
-                self._finish_checkpoint = False
-                self._checkpoint(self._db)
+            self._wal_bytes += size + size // 4 + 2 * PAGE_BYTES  # whole pages, and two more that each commit touches
+            if self._finish_checkpoint or self._wal_bytes > self._wal_bytes_max:
+                self._finish()
+
+    def _finish(self) -> None:
+        """Copy the rest of the WAL, so that the next commit writes over its beginning."""
+        self._finish_checkpoint = False
+        if self._db is None:
+            return
+        pages, copied = self._checkpoint(self._db)
+        if pages == copied:
+            self._wal_bytes, self._wal_bytes_max = 0, WAL_BYTES_MAX
+        else:  # somebody still reads from it: try again a good deal later
+            self._wal_bytes_max = self._wal_bytes + WAL_BYTES_HIGH
 
     def _commit(self, batch: list[Job]) -> None:
         outcomes: list[tuple[Job, object, Exception | None]] = []
@@ -363,20 +423,23 @@ class Store:
         if self._db.in_transaction or (code is not None and code & 0xFF in REOPEN_AFTER):
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
-            with self._connections_lock:
-                self._connections.remove(self._db)
             self._db = None
 
     # Readers: any thread, each with a connection of its own.
 
-    def reader(self) -> sqlite3.Connection:
-        """Return this thread's connection for reading."""
-        db: sqlite3.Connection | None = getattr(self._readers, "db", None)
-        if db is None:
+    def _reader(self) -> Reading:
+        """Return this thread's connection for reading. Raises `LogUnavailable` when the store is closed."""
+        reader: Reading | None = getattr(self._readers, "reader", None)
+        if reader is None:
             db = self._connect()
             db.text_factory = bytes
-            self._readers.db = db
-        return db
+            reader = self._readers.reader = Reading(db)
+            with self._reading_lock:
+                if self._reading is None:
+                    db.close()
+                    raise LogUnavailable(f"{self.path}: the log is closed")
+                self._reading.append(reader)
+        return reader
 
     def read_rows(self, place: int, ids: Sequence[int]) -> list[Stored]:
         """Read rows by id, in order of id. Rows that are gone are left out; damaged ones are marked. Any thread.
@@ -388,7 +451,7 @@ class Store:
             part = ids[begin : begin + ROWS_A_STATEMENT_MAX]
             try:
                 found += self._read_packed(place, part)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeError) as error:  # a damaged text in SQLite's own message
                 if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF != sqlite3.SQLITE_CORRUPT:
                     raise LogUnavailable(f"{self.path}: cannot be read: {error}") from error
                 found += self._read_singly(place, part)
@@ -400,13 +463,14 @@ class Store:
         for row_id in ids:
             try:
                 found += self._read_packed(place, (row_id,))
-            except sqlite3.DatabaseError:
+            except (sqlite3.DatabaseError, UnicodeError):
                 found.append(Stored(row_id, -1, 0, b"", None, sound=False))
         return found
 
     def _read_packed(self, place: int, ids: Sequence[int]) -> list[Stored]:
         query = f"{_PACKED} WHERE id IN ({','.join(map(str, ids))})"
-        heads, body = self.reader().execute(query).fetchone()
+        with self._reader() as db:
+            heads, body = db.execute(query).fetchone()
         if heads is None:
             return []
         found: list[Stored] = []
@@ -428,13 +492,24 @@ class Store:
         While it copies, the writer goes on, so under load some is always left and the WAL grows: beyond
         `WAL_BYTES_HIGH` the writer is asked to copy that rest itself, after its next commit.
         """
-        pages, copied = self._checkpoint(self.reader())
+        with self._reader() as db:
+            pages, copied = self._checkpoint(db)
         self._finish_checkpoint = pages > copied and pages * PAGE_BYTES > WAL_BYTES_HIGH
+
+    def check(self) -> list[str]:
+        """Check the structure of the whole file; return what is wrong. Any thread; takes some seconds a GB."""
+        try:
+            with self._reader() as db:
+                found = [str(row[0], "utf-8", "replace") for row in db.execute(f"PRAGMA quick_check({DAMAGES_MAX})")]
+        except (sqlite3.Error, UnicodeError) as error:
+            return [str(error)]
+        return [] if found == ["ok"] else found
 
     def _checkpoint(self, db: sqlite3.Connection) -> tuple[int, int]:
         try:
-            _, pages, copied = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            with self._checkpointing:
+                busy, pages, copied = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as error:
             logger.warning("%s: checkpoint failed, will be tried again: %s", self.path, error)
-            return 0, 0
-        return pages, copied
+            return 1, 0
+        return (1, 0) if busy else (pages, copied)
