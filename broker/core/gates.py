@@ -39,6 +39,7 @@ class Gates:
 
     def __init__(self) -> None:
         self._gates: dict[Door, Gate] = {}
+        self._changes: list[tuple[Door, Gate | None]] = []
 
     def __len__(self) -> int:
         return len(self._gates)
@@ -52,6 +53,7 @@ class Gates:
         strikes = 0 if gate is None else gate.strikes + 1
         until = now + min(wait_s_max, wait_s * 2.0 ** min(strikes, 20))
         self._gates[door] = Gate(until, strikes, why, is_stop)
+        self._changes.append((door, self._gates[door]))
         return True
 
     def admits(self, doors: Iterable[Door], now: float, send_id: str) -> bool:
@@ -90,6 +92,7 @@ class Gates:
             gate.probe = ""
             if passed:
                 del self._gates[door]
+                self._changes.append((door, None))
                 opened.append(door)
         return opened
 
@@ -98,6 +101,11 @@ class Gates:
         gate = self._gates.get(door)
         if gate is not None:
             gate.until = min(gate.until, now)
+
+    def changes(self) -> list[tuple[Door, Gate | None]]:
+        """Return, and forget, which gates closed (again) or opened (None) since the last time: for the operators' log."""
+        changes, self._changes = self._changes, []
+        return changes
 
     def closed(self) -> dict[Door, Gate]:
         """Return every gate that is not open, for operators."""

@@ -70,6 +70,7 @@ class Window:
         """Begin for a tier. No permit for one whole window: a predecessor may have used all of it a moment ago."""
         self.throughput_mps = max(1, throughput_mps)
         self._permits: deque[float] = deque()
+        self._leaving = 0
         self._inbound: deque[tuple[float, int]] = deque()
         self._inbound_count = 0
         self._inbound_rate = 0.0
@@ -113,8 +114,20 @@ class Window:
         if self.open_at(now) > now:
             return False
         self._permits.append(now)
+        self._leaving += 1
         self._due_at = max(self._due_at, min(asked_at, now), now - CATCH_UP_S) + self.interval_s(now)
         return True
+
+    def left(self, now: float) -> None:
+        """Note that whatever was granted since the last call has left by now.
+
+        A loop that stalls between a permit and the socket holds the bytes back; they count from when they left.
+        """
+        for index in range(1, self._leaving + 1):
+            if index > len(self._permits):
+                break
+            self._permits[-index] = now
+        self._leaving = 0
 
     def charge_inbound(self, count: int, now: float) -> None:
         """Count inbound messages a receiver reports. They were received already, so they may exceed the limit."""

@@ -117,6 +117,19 @@ def test_no_second_exceeds_the_tier_whatever_happens(tier: int, seed: int, event
     assert busiest_second(instants) <= tier
 
 
+def test_bytes_that_left_late_count_from_when_they_left() -> None:
+    """A loop that stalls right after a permit: the socket got its bytes only then, and the window must know."""
+    window = Window(2, now=0.0)
+    assert window.take(10.0, asked_at=9.0)
+    window.left(10.0)
+    assert window.take(10.52, asked_at=9.0)
+    window.left(22.0)
+    assert window.used(22.5) == 1
+    assert window.take(22.5, asked_at=9.0)
+    assert not window.take(23.03, asked_at=9.0), "the one that left at 22.0 is still in its window"
+    assert window.take(23.04, asked_at=9.0)
+
+
 def test_inbound_that_is_known_is_charged() -> None:
     """Meta counts what a number receives: 80 in and nothing may go out in that second."""
     window = Window(80, now=0.0)
