@@ -62,6 +62,10 @@ ASK_S_MAX = 5.0
 """For one question to the group's coordinator."""
 
 WATCH_S = 0.5
+
+LAG_S = 5.0
+"""How often a stage's positions are told to the group: only for lag tools (KEDA, exporters); nobody reads them back."""
+
 SILENT_SESSIONS = 3
 """No fetch, step or commit answered for so many session timeouts: the client is replaced."""
 
@@ -277,12 +281,8 @@ class KafkaMember:
 
     async def commit(self, name: str, partition: int, offset: int, text: str) -> None:
         """Commit for the present generation. Raises `LeaseRevoked` when it is over, `LogUnavailable`."""
-        coordinator = self._coordinator()
         topic = topic_name(self._cluster.settings.prefix, name)
-        request = OffsetCommitRequest(
-            self._group_id, coordinator.generation, coordinator.member_id, -1, [(topic, [(partition, offset, text)])]
-        )
-        answer = await self._ask(request)
+        answer = await self._commit([(topic, [(partition, offset, text)])])
         ((_, ((_, code),)),) = answer.topics
         error = for_code(code)
         if error in LATE:
@@ -290,6 +290,25 @@ class KafkaMember:
         if error is not NoError:
             raise LogUnavailable(f"{self.name} of {name}-{partition}: not committed: {error.__name__}")
         self._heard_at = self._cluster.clock.monotonic()
+
+    async def _commit(self, offsets: list[tuple[str, list[tuple[int, int, str]]]]) -> Any:
+        coordinator = self._coordinator()
+        return await self._ask(
+            OffsetCommitRequest(self._group_id, coordinator.generation, coordinator.member_id, -1, offsets)
+        )
+
+    async def _tell_lag(self) -> None:
+        offsets: dict[str, list[tuple[int, int, str]]] = {}
+        for _, seat in self._seats():
+            if seat.attached:
+                for name, offset in seat.watermarks().items():
+                    topic = topic_name(self._cluster.settings.prefix, name)
+                    offsets.setdefault(topic, []).append((seat.partition, offset, ""))
+        if offsets:
+            try:
+                await self._commit(list(offsets.items()))
+            except LogUnavailable as error:
+                log.debug("%s: lag was not told: %s", self._group_id, error)
 
     def _coordinator(self) -> Any:
         if self.consumer is None or self.consumer._coordinator is None:
@@ -478,11 +497,15 @@ class KafkaMember:
         ) / 1_000  # fmt: skip
         pump = asyncio.get_running_loop().create_task(self._pump(consumer))
         self._heard_at = self._cluster.clock.monotonic()
+        lag = Deadline(self._cluster.clock, LAG_S)
         try:
             while True:
                 done, _ = await asyncio.wait({pump}, timeout=WATCH_S)
                 if done:
                     pump.result()
+                if lag.left_s() == 0 and self._granted.is_set():
+                    lag = Deadline(self._cluster.clock, LAG_S)
+                    self._spawn(self._tell_lag())
                 if self._cluster.clock.monotonic() - self._listen(consumer) > silent_s_max:
                     log.warning("%s: no fetch, step or commit was answered for %.0f s", self._group_id, silent_s_max)
                     return "silent"

@@ -100,6 +100,10 @@ class KafkaLease(Seat):
         self._ended_at = 0.0
         self._watch = asyncio.get_running_loop().create_task(self._let_go_when_lost(cluster.reaper))
 
+    def watermarks(self) -> dict[str, int]:
+        """How far the newest step has read."""
+        return {name: offset for name, offset in self._position.offsets.items() if name in self.logs}
+
     async def load(self) -> None:
         """Read back what was committed. Raises `WrongIncarnation`, `LogUnavailable`."""
         cluster = self._cluster

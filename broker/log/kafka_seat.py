@@ -7,6 +7,7 @@ the seat is detached, and fetched again.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -84,6 +85,10 @@ class Seat:
         """When the newest thing was begun that only an owner succeeds in."""
         return self.tenure.proven_at
 
+    def watermarks(self) -> dict[str, int]:
+        """Offsets that lag tools may be told, for a seat that keeps its position elsewhere."""
+        return {}
+
     def working(self) -> AbstractContextManager[None]:
         """Keep a revocation waiting while something runs that is better finished."""
         return self.tenure.working()
@@ -119,6 +124,7 @@ class Seat:
             raise OutOfTurn(f"{self.tenure.name}: records were asked for before the restore")
         clock = self._cluster.clock
         ends_at = clock.monotonic() + timeout_s
+        await asyncio.sleep(0)  # a stage that only fetches must not keep the pump from running
         while True:
             self.tenure.raise_if_lost()
             now = clock.monotonic()
