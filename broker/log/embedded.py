@@ -90,6 +90,8 @@ class EmbeddedLog:
         self._in_flight = 0
         self._under_way: dict[Append, None] = {}
         self._waiting: dict[Append, None] = {}
+        self._taken = {spec.name: metrics.log_appends.labels(spec.name, "ok") for spec in specs}
+        self._durations = {spec.name: metrics.log_append_duration.labels(spec.name) for spec in specs}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open = False
 
@@ -190,8 +192,10 @@ class EmbeddedLog:
         finally:
             if job not in self._waiting:
                 deadline.cancel()
-            metrics.log_appends.labels(log, result).inc(len(drafts))
-        metrics.log_append_duration.labels(log).observe(self._clock.monotonic() - began)
+            if result != "ok":
+                metrics.log_appends.labels(log, result).inc(len(drafts))
+        self._taken[log].inc(len(drafts))
+        self._durations[log].observe(self._clock.monotonic() - began)
 
     def _admit(self) -> None:
         """Hand the writer what waits, in order, as far as the bytes in flight allow; a single one always may."""
