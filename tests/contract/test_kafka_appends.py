@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.partitioner import DefaultPartitioner
 
+from broker.clock import SystemClock
 from broker.errors import LogUnavailable, Misconfigured, RecordTooLarge
 from broker.log.contract import RECORD_BYTES_MAX, Draft, LogSpec
 from broker.log.kafka import KafkaLog
 from broker.log.kafka_connection import connection
 from broker.log.kafka_topics import Topics
+from broker.secrets import Secret
+from schemas.settings import KafkaSettings
 from tests.kafka.cluster import LocalKafka
 from tests.kafka.engine import kafka_log, kafka_settings, until
 from tests.kafka.fixtures import KafkaForTests
@@ -49,8 +55,6 @@ async def test_appends_are_read_back_in_order_for_each_partition(kafka: KafkaFor
 
 async def test_a_key_goes_where_kafkas_own_partitioner_puts_it(kafka: KafkaForTests, kafka_prefix: str) -> None:
     """The brand's own producers must meet ours in the same partition."""
-    from aiokafka.partitioner import DefaultPartitioner
-
     async with kafka_log(kafka.bootstrap, kafka_prefix, [LogSpec("many", 24)]) as log:
         partitioner = DefaultPartitioner()
         for n in range(300):
@@ -63,8 +67,6 @@ async def test_a_record_at_the_limit_lands_and_one_above_it_is_refused_at_once(
 ) -> None:
     """One refused batch would wedge its partition for this producer for ever: size is checked before the client."""
     async with kafka_log(kafka.bootstrap, kafka_prefix, [EVENTS]) as log, asyncio.timeout(60):
-        import random
-
         noise = random.Random(1).randbytes(RECORD_BYTES_MAX - 1)  # does not compress
         with pytest.raises(RecordTooLarge):
             await log.append("events", [Draft(b"k", b"small"), Draft(b"k", noise + b"12")], 20)
@@ -164,6 +166,54 @@ async def test_closing_while_the_broker_is_frozen_takes_no_longer_than_allowed(
         with pytest.raises(LogUnavailable):
             await log.append("events", [Draft(b"k", b"too late")], 1.0)
         breakable_kafka.resume()
+
+
+async def test_a_refused_batch_does_not_wedge_its_partition(kafka: KafkaForTests, kafka_prefix: str) -> None:
+    """After one refusal the client answers OutOfOrderSequence for ever: so the client is replaced."""
+    async with kafka_log(kafka.bootstrap, kafka_prefix, [EVENTS]) as log, asyncio.timeout(60):
+        await log.append("events", [Draft(b"k", b"before")], 20)
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+        await admin.start()
+        try:
+            topic = ConfigResource(ConfigResourceType.TOPIC, kafka_prefix + "events", {"max.message.bytes": "2000"})
+            await admin.alter_configs([topic])
+        finally:
+            await admin.close()
+        with pytest.raises(LogUnavailable, match="MessageSizeTooLarge"):
+            await log.append("events", [Draft(b"k", random.Random(1).randbytes(4_000))], 20)
+        for n in range(3):
+            await log.append("events", [Draft(b"k", b"after %d" % n)], 20)
+        values = await everything(log, "events", log.partition_of("events", b"k"))
+        assert values == [b"before", b"after 0", b"after 1", b"after 2"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (KafkaSettings(bootstrap_servers=" , "), "bootstrap_servers"),
+        (KafkaSettings(security_protocol="SSL", ca_file="/nowhere/ca.pem"), "TLS files"),
+        (KafkaSettings(security_protocol="SASL_PLAINTEXT", sasl_mechanism="SCRAM-SHA-512"), "sasl_username"),
+        (
+            KafkaSettings(security_protocol="SASL_SSL", sasl_mechanism="SCRAM-SHA-512", sasl_username="u"),
+            "sasl_password",
+        ),
+    ],
+)
+def test_a_connection_that_cannot_be_right_is_refused_by_name(settings: KafkaSettings, said: str) -> None:
+    """An operator is told which setting, before anything tries to connect for half a minute."""
+    with pytest.raises(Misconfigured, match=said):
+        connection(settings, None)
+
+
+def test_credentials_are_handed_to_the_client_and_not_shown() -> None:
+    """SCRAM over TLS is what production uses."""
+    settings = KafkaSettings(security_protocol="SASL_SSL", sasl_mechanism="SCRAM-SHA-512", sasl_username="depesche")
+    made = connection(settings, Secret("hidden"))
+    assert (made["sasl_mechanism"], made["sasl_plain_username"]) == ("SCRAM-SHA-512", "depesche")
+    assert made["sasl_plain_password"] == "hidden"
+    assert made["ssl_context"].check_hostname
+    log = KafkaLog(settings, [EVENTS], clock=SystemClock(), rng=random.Random(1), password=Secret("hidden"))
+    assert "hidden" not in repr(log)
 
 
 async def test_topics_are_made_as_their_logs_say(kafka: KafkaForTests, kafka_prefix: str) -> None:
