@@ -24,7 +24,7 @@ from tests.kafka.cluster import LocalKafka
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-STORM_S = float(os.environ.get("DEPESCHE_STORM_S", "20"))
+STORM_S = float(os.environ.get("DEPESCHE_STORM_S", "15"))
 WORKERS = 3
 KEYS = 40
 RATE = 200
