@@ -7,9 +7,9 @@ not read at all; it travels as the bytes it came in.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from msgspec import Struct, field
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 
 class Metadata(Struct):
@@ -135,3 +135,45 @@ class Account(Struct):
     """`value` of a field about an account. `waba_info` names the account where `entry.id` is a portfolio."""
 
     waba_info: Any = None
+
+
+T = TypeVar("T")
+One = Annotated[list[T], Meta(max_length=1)]
+"""A longer list is refused as soon as it is read."""
+
+
+class UsualValue(Struct):
+    """`value` of field `messages` with one message or one status, and the other lists that one can hold, unread."""
+
+    metadata: Metadata = field(default_factory=Metadata)
+    contacts: One[Contact] = field(default_factory=list)
+    messages: One[Message] = field(default_factory=list)
+    statuses: One[Status] = field(default_factory=list)
+    message_echoes: Raw | UnsetType = UNSET
+    calls: Raw | UnsetType = UNSET
+    user_preferences: Raw | UnsetType = UNSET
+    groups: Raw | UnsetType = UNSET
+    history: Raw | UnsetType = UNSET
+    state_sync: Raw | UnsetType = UNSET
+    errors: Raw | UnsetType = UNSET
+    user_actions: Raw | UnsetType = UNSET
+
+
+class UsualChange(Struct):
+    """One of `entry[].changes`."""
+
+    field: str
+    value: UsualValue
+
+
+class UsualEntry(Struct):
+    """One of `entry`."""
+
+    changes: One[UsualChange]
+    id: Any = None
+
+
+class Usual(Struct):
+    """A whole body that holds one update: what most of them are. Any other does not fit into it."""
+
+    entry: One[UsualEntry]
