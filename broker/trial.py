@@ -128,12 +128,14 @@ app_secret = { file = "secrets/app-secret" }
 phone_number_id = "106540352242922"
 waba_id = "102290129340398"
 display_phone_number = "15550001000"
+name = "Garden & Home"
 token = { file = "secrets/graph-token" }
 
 [[sandbox.numbers]]
 phone_number_id = "106540352242955"
 waba_id = "102290129340398"
 display_phone_number = "15550002000"
+name = "Parcel Service"
 token = { file = "secrets/graph-token" }
 
 [[sandbox.bots]]
