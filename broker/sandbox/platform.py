@@ -7,13 +7,10 @@ meanwhile has sent its message all the same. Nothing here knows HTTP: a call com
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from email.parser import BytesParser
-from email.policy import HTTP
 from functools import partial
 from itertools import islice
 from random import Random
@@ -36,6 +33,7 @@ from broker.sandbox.journal import (
     Wrote,
 )
 from broker.sandbox.limits import PairLimits, PairReading, PortfolioLimit, SlidingSecond, Windows
+from broker.sandbox.media import UPLOAD_BYTES_MAX, Media, node_of, read_upload
 from broker.sandbox.payload import Outgoing, read
 from broker.sandbox.people import People, Person
 from broker.sandbox.postbox import Postage, Postbox, Poster
@@ -61,9 +59,6 @@ MESSAGES_KEPT_MAX = 300_000
 
 REACTABLE_MS = 30 * 24 * 3_600_000
 BODY_BYTES_MAX = 1_000_000
-UPLOAD_BYTES_MAX = 16_000_000
-MEDIA_BYTES_MAX = 64_000_000
-"""All media kept together; the oldest go."""
 
 
 class BusinessNumber(Struct, frozen=True):
@@ -182,8 +177,7 @@ class Platform:
         self.windows = Windows()
         self._portfolios: dict[str, PortfolioLimit] = {}
         self._messages: OrderedDict[str, MessageRef] = OrderedDict()
-        self._media: OrderedDict[str, Uploaded] = OrderedDict()
-        self._media_bytes = 0
+        self._media = Media()
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._timer_count = 0
         self._resume: list[Callable[[], None]] = []
@@ -727,7 +721,7 @@ class Platform:
             filename=filename,
             number=number,
         )
-        self._keep_medium(medium)
+        self._media.keep(medium)
         self.journal.write(medium)
         return medium.id
 
@@ -743,47 +737,19 @@ class Platform:
         if number is not None and edge == "media" and method == "POST":
             return self._upload_call(number, headers, body)
         if medium is not None and edge == "" and method == "GET":
-            return self._json(
-                200,
-                {
-                    "messaging_product": "whatsapp",
-                    "url": f"{self.base_url}/sandbox/media/{medium.id}",
-                    "mime_type": medium.mime_type,
-                    "sha256": hashlib.sha256(medium.data).hexdigest(),
-                    "file_size": str(len(medium.data)),
-                    "id": medium.id,
-                },
-            )
+            return self._json(200, node_of(medium, self.base_url))
         if medium is not None and edge == "" and method == "DELETE":
-            self._media_bytes -= len(self._media.pop(node).data)
+            self._media.drop(node)
             return self._json(200, {"success": True})
         if edge == "subscribed_apps" and method in ("GET", "POST"):
             return self._json(200, {"success": True} if method == "POST" else {"data": []})
         return self._refused(_not_found(node, method))
 
     def _upload_call(self, number: BusinessNumber, headers: Mapping[str, str], body: bytes) -> Answer:
-        content_type = _header(headers, "content-type")
-        message = BytesParser(policy=HTTP).parsebytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body)
-        fields: dict[str, str] = {}
-        data, mime_type, filename = b"", "", ""
-        for part in message.iter_parts() if message.is_multipart() else ():
-            name = part.get_param("name", header="content-disposition")
-            payload = part.get_payload(decode=True)
-            if not isinstance(payload, bytes):
-                continue
-            if name == "file":
-                data, mime_type, filename = payload, part.get_content_type(), part.get_filename() or ""
-            elif isinstance(name, str):
-                fields[name] = payload.decode("utf-8", "replace").strip()
-        if fields.get("messaging_product") != "whatsapp":
-            return self._refused(GraphError(100, "The parameter messaging_product is required."))
-        if not data:
-            return self._refused(GraphError(100, "The parameter file is required."))
-        try:
-            media_id = self.upload(number.phone_number_id, fields.get("type") or mime_type, data, filename)
-        except ValueError:
-            return self._refused(GraphError(131053, "The file is too large."))
-        return self._json(200, {"id": media_id})
+        upload = read_upload(_header(headers, "content-type"), body)
+        if isinstance(upload, GraphError):
+            return self._refused(upload)
+        return self._json(200, {"id": self.upload(number.phone_number_id, *upload)})
 
     def _number_node(self, number: BusinessNumber) -> Json:
         digits = number.display_phone_number
@@ -871,13 +837,6 @@ class Platform:
         if len(self._messages) > MESSAGES_KEPT_MAX:
             self._messages.popitem(last=False)
 
-    def _keep_medium(self, medium: Uploaded) -> None:
-        self._media[medium.id] = medium
-        self._media_bytes += len(medium.data)
-        while self._media_bytes > MEDIA_BYTES_MAX:
-            _, oldest = self._media.popitem(last=False)
-            self._media_bytes -= len(oldest.data)
-
     def _soon(self, bounds_ms: tuple[int, int], what: Callable[[], None]) -> None:
         """Do something after a drawn time; while the platform does not run, keep it for its start."""
         delay_s = self._rng.uniform(*bounds_ms) / 1_000
@@ -910,7 +869,7 @@ class Platform:
 
     def _remembered(self) -> list[Entry]:
         entries: list[Entry] = [Introduced(at=self.clock.now(), person=person) for person in self.people.named.values()]
-        entries.extend(self._media.values())
+        entries.extend(self._media.all())
         return entries
 
     def _remember(self, entry: Entry, unanswered: dict[int, Webhook], shift_s: float) -> None:
@@ -919,7 +878,7 @@ class Platform:
             case Introduced(person=person):
                 self.people.add(person)
             case Uploaded():
-                self._keep_medium(entry)
+                self._media.keep(entry)
             case Wrote() if entry.number in self.numbers:
                 self.windows.wrote(entry.number, entry.person, entry.at)
                 self._keep(
