@@ -46,6 +46,7 @@ from schemas.records import (
     DeliveryEvent,
     DeliveryFailed,
     Item,
+    Lane,
     Ready,
     SendClass,
     SendOutcome,
@@ -321,7 +322,7 @@ class Turn:
             customer.heard_at = at
         if item.bsuid and customer.bsuid != item.bsuid and is_customer(self._key):
             customer.bsuid = item.bsuid
-        if item.kind == "status" and (item.send_id or (customer.known and self._by_wamid(item.wamid) is not None)):
+        if item.kind == "status" and (item.send_id or self._is_ours_after_all(item)):
             self._status(item)
             return
         if item.dedupe and not self._take(item.dedupe):
@@ -336,6 +337,12 @@ class Turn:
                 del customer.windows[min(customer.windows, key=lambda each: (customer.windows[each], each))]
             customer.windows[number] = window.opened(opened_at, at or item.received_at, now)
         self._route(item, first)
+
+    def _is_ours_after_all(self, item: Item) -> bool:
+        """Whether a status without our line is of a send of ours, and was not taken for a stranger's before."""
+        if not self._customer.known or self._by_wamid(item.wamid) is None:
+            return False
+        return not item.dedupe or dedupe.find(self._customer.taken, dedupe.fingerprint(item.dedupe)) < 0
 
     def _route(self, item: Item, first: bool) -> None:
         routed = route(self._context.rules, item, first=first)
@@ -383,7 +390,7 @@ class Turn:
         elif item.status != "failed" and (send is not None or before in (0, STATUS_MARKS["failed"])):
             self._know(send_id, item.wamid, sink, None if line is None or line.own_kept else own)
         if send is not None:
-            self._settled(send, "status")
+            self._settled(send, "status", overtaken=send.attempt > 1)
             self._remove(send)
         if not new:
             self._commands.append(Note("duplicate", "status"))
@@ -508,12 +515,14 @@ class Turn:
             return
         closed: dict[str, None] = {}
         for send in list(self._customer.sends):
-            lane = LANE_OF[send.send_class]
-            if send.attempt or lane in closed:
+            if send.attempt:
                 continue
-            if self._now >= send.not_after:
+            if self._now >= send.not_after:  # also behind one that still waits: it would be looked at for ever
                 self._remove(send)
                 self._refuse(send, "expired", TOO_OLD)
+                continue
+            lane = LANE_OF[send.send_class]
+            if lane in closed:
                 continue
             wamids: dict[str, str] = {}
             verdict = ""
@@ -546,8 +555,8 @@ class Turn:
             return
         if outcome.outcome == "accepted":
             self._accepted(outcome, send)
-        elif send is None:
-            self._commands.append(Note("duplicate", "outcome"))
+        elif send is None or outcome.attempt < send.attempt:
+            self._commands.append(Note("duplicate", "outcome"))  # the attempt in force speaks for itself
         else:
             self._settled(send, "answer")
             self._remove(send)
@@ -570,17 +579,18 @@ class Turn:
         known = self._by_send_id(outcome.send_id)
         if known is not None:
             self._compare(outcome.send_id, known, outcome.wamid)
+        self._advance(outcome.send_id, ACCEPTED)
+        if send is None:
             self._commands.append(Note("duplicate", "outcome"))
             return
-        self._advance(outcome.send_id, ACCEPTED)
-        if send is not None:
+        if known is None:
             own = send.own
             if own is not None:
                 line = unwrap(wrap(SendId(send.send_id), Sink(send.sink), self._key, own))
                 own = None if line is not None and line.own_kept else own
             self._know(send.send_id, outcome.wamid, send.sink, own)
-            self._settled(send, "answer")
-            self._remove(send)
+        self._settled(send, "answer", overtaken=outcome.attempt < send.attempt)
+        self._remove(send)
 
     def _compare(self, send_id: str, known: Known, wamid: str) -> None:
         """Count, once, that Meta took a send twice."""
@@ -648,17 +658,18 @@ class Turn:
         self._remove(send)
         self._fail(send, OUTCOME_UNKNOWN)
 
-    def _settled(self, send: Send, by: str) -> None:
-        """Tell the sender that nothing more comes for this send: it may hold a lane for it, or a second attempt."""
+    def _settled(self, send: Send, by: str, *, overtaken: bool = False) -> None:
+        """Tell the sender that nothing more comes for this send: it holds a lane for it, or (`overtaken`: the attempt
+        before was taken after all) the next attempt may still be in its queue."""
         if send.doubt_until:
             self._commands.append(Note("resolved", by))
-        if send.doubt_until or (send.attempt > 1 and by == "status"):
+        if send.doubt_until or overtaken:
             self._settle(send.phone_number_id, send.send_id, LANE_OF[send.send_class])
 
-    def _settle(self, phone_number_id: str, send_id: str, lane: str) -> None:
+    def _settle(self, phone_number_id: str, send_id: str, lane: Lane) -> None:
         number = self._context.numbers.get(phone_number_id)
         if number is not None:  # without a setting there is no sender that could hold anything
-            settle = Settle(send_id=send_id, phone_number_id=phone_number_id, customer=self._key, lane=lane)  # type: ignore[arg-type]
+            settle = Settle(send_id=send_id, phone_number_id=phone_number_id, customer=self._key, lane=lane)
             self._commands.append(Dispatch(number.slot, settle))
 
     # -- refusals

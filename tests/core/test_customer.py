@@ -320,6 +320,15 @@ def test_a_held_send_expires() -> None:
     assert codes(story.due(after_ms=1_000)) == [131026]
 
 
+def test_a_send_expires_behind_one_that_is_held() -> None:
+    """It would be due, and left alone, again and again."""
+    story = asked()
+    story.take(request("two", story.now, body={"context": {"message_id": send_id("one")}}))
+    story.take(request("three", story.now, not_after=story.now + 1_000))
+    assert codes(story.due(after_ms=1_000)) == [131026]
+    assert next_due(story.customer, story.now) > story.now
+
+
 def test_only_the_newest_ids_are_remembered() -> None:
     """A state must stay small."""
     story = Story()
