@@ -27,7 +27,7 @@ from aiohttp import web
 
 from broker import metrics
 from broker.clock import Clock
-from broker.core.signature import verify
+from broker.core.signature import Signer, verify
 from broker.core.webhook import Bad, Keyed, Split, split
 from broker.errors import DepescheError, LogUnavailable
 from broker.listener import Answer, Listener, Refused, read_body
@@ -54,6 +54,9 @@ FAILING_S_MAX = 15.0
 CHALLENGE_CHARS_MAX = 256
 """Meta's are ten digits."""
 
+BATCH_BYTES_MAX = 1024 * 1024
+"""Bodies whose items are appended in one call: beyond it the call's own cost no longer counts."""
+
 DEAD_LETTER_BYTES = RECORD_BYTES_MAX - 16_384
 """What of a body one dead letter holds, its other fields beside it; a larger body becomes several."""
 
@@ -66,6 +69,16 @@ _TOO_LARGE = Answer(413, result="too_large", close=True)
 _ENCODED = Answer(415, result="bad_request", close=True)
 _OVERLOADED = Answer(503, {"Retry-After": "1"}, result="overloaded", close=True)
 _NOT_DURABLE = Answer(503, {"Retry-After": "5"}, result="log_unavailable")
+
+
+class _Batch:
+    """What the POSTs of one turn of the loop append together: a log's work is per call, not per record."""
+
+    def __init__(self) -> None:
+        self.drafts: dict[str, list[Draft]] = {CONVERSATIONS: [], ACCOUNTS: [], DEADLETTERS: []}
+        self.bytes = 0
+        self.done = asyncio.Event()
+        self.failed = False
 
 
 class Receiver:
@@ -85,17 +98,20 @@ class Receiver:
         self._clock = clock
         self._portfolios = {number.phone_number_id: number.portfolio for number in settings.numbers}
         self._slots = {number.phone_number_id: number.slot for number in settings.numbers}
-        self._secrets: dict[str, list[bytes]] = {}
+        self._secrets: dict[str, list[Signer]] = {}
         self._tokens: dict[str, bytes] = {}
         self.use_secrets(app_secrets, verify_tokens)
         self._in_flight_bytes = 0
         self._under_way = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._batch: _Batch | None = None
+        self._appends: dict[asyncio.Task[None], None] = {}
         self._inbound: dict[str, int] = {}
         self._digests: asyncio.Task[None] | None = None
         self._failing_since: float | None = None
         self.draining = False
+        self._overloaded = False
         self._requests = {result: metrics.webhook_requests.labels(result) for result in metrics.WEBHOOK_RESULTS}
         self._durations = {result: metrics.webhook_request_duration.labels(result) for result in self._requests}
         self._items = {kind: metrics.webhook_items.labels(kind) for kind in metrics.ITEM_KINDS}
@@ -105,7 +121,7 @@ class Receiver:
 
     def use_secrets(self, app_secrets: Mapping[str, Sequence[Secret]], verify_tokens: Mapping[str, Secret]) -> None:
         """Replace every app's secrets and verify token at once: at the start, and when their files have changed."""
-        self._secrets = {app: [secret.reveal().encode() for secret in of] for app, of in app_secrets.items()}
+        self._secrets = {app: [Signer(secret.reveal().encode()) for secret in of] for app, of in app_secrets.items()}
         self._tokens = {app: token.reveal().encode() for app, token in verify_tokens.items()}
 
     async def start(self) -> None:
@@ -199,9 +215,12 @@ class Receiver:
         if len(body) > self._settings.body_bytes_max:
             return _TOO_LARGE
         if self._in_flight_bytes > self._settings.bytes_in_flight_max and self._under_way > 1:
+            self._overloaded = True
             self._backpressure.set(1)
             return _OVERLOADED
-        self._backpressure.set(0)
+        if self._overloaded:
+            self._overloaded = False
+            self._backpressure.set(0)
         matched = verify(body, headers.get("X-Hub-Signature-256"), secrets)
         if matched is None:
             return _NO_SIGNATURE
@@ -214,21 +233,10 @@ class Receiver:
             logger.exception("a webhook of app %s could not be split; it is a dead letter, whole", app)
             parts = Split([], [], [Bad("crash", "the split crashed", body)])
         dead = [draft for bad in parts.malformed for draft in self._dead_letters(bad, b"", received_at)]
-        appends: list[tuple[str, list[Draft]]] = [
-            (CONVERSATIONS, self._drafts(parts.conversations, dead, received_at)),
-            (ACCOUNTS, self._drafts(parts.accounts, dead, received_at)),
-            (DEADLETTERS, dead),
-        ]
-        due = self._clock.monotonic() + self._settings.append_timeout_s
-        try:
-            for log, drafts in appends:
-                if drafts:
-                    await self._engine.append(log, drafts, max(0.0, due - self._clock.monotonic()))
-        except LogUnavailable:
-            if self._failing_since is None:
-                self._failing_since = self._clock.monotonic()
+        conversations = self._drafts(parts.conversations, dead, received_at)
+        accounts = self._drafts(parts.accounts, dead, received_at)
+        if not await self._durable(len(body), conversations, accounts, dead):
             return _NOT_DURABLE
-        self._failing_since = None
         for bad in parts.malformed:
             self._items["malformed"].inc()
             metrics.dead_letters.labels("", bad.reason).inc()
@@ -237,6 +245,45 @@ class Receiver:
         for keyed in parts.accounts:
             self._count_item(keyed.item)
         return _ACCEPTED
+
+    async def _durable(self, size: int, conversations: list[Draft], accounts: list[Draft], dead: list[Draft]) -> bool:
+        """Append what a POST holds; False when it is not known to be durable in time."""
+        batch = self._batch
+        if batch is None:
+            batch = self._batch = _Batch()
+            asyncio.get_running_loop().call_soon(self._begin, batch)
+        batch.bytes += size
+        for log, drafts in ((CONVERSATIONS, conversations), (ACCOUNTS, accounts), (DEADLETTERS, dead)):
+            if drafts:
+                batch.drafts[log] += drafts
+        if batch.bytes > BATCH_BYTES_MAX:
+            self._batch = None
+        await batch.done.wait()
+        return not batch.failed
+
+    def _begin(self, batch: _Batch) -> None:
+        if self._batch is batch:
+            self._batch = None
+        task = asyncio.get_running_loop().create_task(self._append(batch), name="receiver append")
+        self._appends[task] = None
+        task.add_done_callback(self._appends.pop)
+
+    async def _append(self, batch: _Batch) -> None:
+        due = self._clock.monotonic() + self._settings.append_timeout_s
+        batch.failed = True
+        try:
+            for log, drafts in batch.drafts.items():
+                if drafts:
+                    await self._engine.append(log, drafts, max(0.0, due - self._clock.monotonic()))
+            batch.failed = False
+            self._failing_since = None
+        except LogUnavailable:
+            if self._failing_since is None:
+                self._failing_since = self._clock.monotonic()
+        except Exception:  # Meta keeps what we could not keep
+            logger.exception("an append of webhooks crashed; they are answered 503")
+        finally:
+            batch.done.set()
 
     def _drafts(self, items: list[Keyed], dead: list[Draft], at: int) -> list[Draft]:
         """Encode items for their log. One that no record can hold goes to `dead`, in pieces."""
