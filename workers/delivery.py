@@ -40,6 +40,12 @@ from workers.supervisor import MALFORMED, POISON, Crashes, count_dead_letter, de
 KIND = "bot"
 """Label of metrics: what is delivered to here. Agents are delivered to elsewhere."""
 
+_wait = metrics.delivery_wait.labels(KIND)
+_duration = metrics.delivery_duration.labels(KIND)
+_attempts = {
+    result: metrics.deliveries.labels(KIND, result) for result in ("ok", "refused", "failed", "timeout", "forbidden")
+}
+
 GAVE_UP = "gave_up"
 """Reason of a dead letter: it failed by its own fault for `give_up_after_s`."""
 
@@ -303,7 +309,7 @@ class SinkPartition:
         clock, settings = self.stage.clock, self.target.settings
         request = self.target.render(event, clock.now())
         if trouble.attempts == 0:
-            metrics.delivery_wait.labels(KIND).observe(max(0, clock.now() - entry.appended_at) / 1_000)
+            _wait.observe(max(0, clock.now() - entry.appended_at) / 1_000)
         if self._working is None:
             self._working = self._follow.working()
             self._working.__enter__()
@@ -330,8 +336,8 @@ class SinkPartition:
             attempted = Attempted(Verdict.SINK, f"the HTTP client crashed: {where(error)}")
         finally:
             del self._under_way[cut]
-            metrics.delivery_duration.labels(KIND).observe(clock.monotonic() - begun_at)
-        metrics.deliveries.labels(KIND, result).inc()
+            _duration.observe(clock.monotonic() - begun_at)
+        _attempts[result].inc()
         return attempted, timed_out
 
     def _is_held(self) -> bool:
