@@ -98,3 +98,16 @@ def _body(raw: bytes) -> Any:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     return text if len(text) <= TEXT_CHARS_MAX else text[: TEXT_CHARS_MAX - 1] + "…"
+
+
+def dead_letter_line(entry: Entry) -> str:
+    """Return a dead letter in one line: its place, when, who set it aside and why, where it stood."""
+    try:
+        letter = records.decode_dead_letter(entry.value)
+    except msgspec.MsgspecError:
+        return as_line(entry, reveal=True)
+    stood = f"{letter.log}/{letter.partition}/{letter.offset}" if letter.log else "never on a log"
+    return (
+        f"{entry.partition}/{entry.offset} {instant(letter.at)} {letter.stage} {letter.reason} after {letter.attempts} "
+        f"({stood}) {_short(letter.detail)}"
+    )

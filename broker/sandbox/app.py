@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import web
 
 from broker.clock import Clock
-from broker.sandbox.customers import DEMO
+from broker.sandbox.customers import DEMO, Load, LoadReport, run_load
 from broker.sandbox.faults import FAULTS, Fault, FaultName, Faults, Latency
 from broker.sandbox.history import History, person_view
 from broker.sandbox.journal import Introduced, Journal, Switched
@@ -131,6 +131,8 @@ class Sandbox:
         self._clock = clock
         self._pages: dict[int, asyncio.Queue[bytes]] = {}
         self._page_count = 0
+        self._load: asyncio.Task[LoadReport] | None = None
+        self._report = LoadReport()
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -151,6 +153,9 @@ class Sandbox:
 
     async def stop(self) -> None:
         """Close the port, end the webhooks. What is under way stays in the journal."""
+        if self._load is not None:
+            self._load.cancel()
+            await asyncio.wait([self._load], timeout=1.0)
         await self.platform.stop()
         for queue in self._pages.values():
             while not queue.empty():
@@ -190,6 +195,8 @@ class Sandbox:
                 web.put("/sandbox/tokens/{number}/revoked", self._revoke),
                 web.delete("/sandbox/tokens/{number}/revoked", self._unrevoke),
                 web.delete("/sandbox/history", self._forget),
+                web.post("/sandbox/load", self._begin_load),
+                web.get("/sandbox/load", self._show_load),
                 web.route("*", "/{version:v[^/]*}/{rest:.*}", self._graph),
             ]
         )
@@ -300,6 +307,43 @@ class Sandbox:
                 "numbers": self.referee.numbers,
                 "repeats": self.referee.repeats,
                 "unacknowledged": len(self.referee.unacknowledged()),
+            }
+        )
+
+    # Loads of simulated customers
+
+    async def _begin_load(self, request: web.Request) -> web.StreamResponse:
+        """Begin a load (the fields of `Load`); one at a time. Its report is at the same address."""
+        if self._load is not None and not self._load.done():
+            raise _wrong(409, "a load is running; wait until it is over")
+        given = await _object(request)
+        try:
+            load = msgspec.convert(given, Load)
+        except msgspec.ValidationError as error:
+            raise _wrong(400, str(error)) from None
+        if unknown := [number for number in load.numbers if number not in self.platform.numbers]:
+            raise _wrong(404, f"no such number: {', '.join(unknown)}")
+        rng = Random(f"{self.settings.seed}/load")  # noqa: S311
+        self._report = LoadReport()
+        self._load = asyncio.create_task(run_load(self.platform, load, rng, self._report), name="sandbox load")
+        return _json({"begun": True})
+
+    async def _show_load(self, request: web.Request) -> web.StreamResponse:
+        load, report = self._load, self._report
+        if load is None:
+            raise _wrong(404, "no load was begun; POST one here")
+        crashed = load.exception() if load.done() and not load.cancelled() else None
+        return _json(
+            {
+                "over": load.done(),
+                "crashed": repr(crashed) if crashed is not None else "",
+                "begun": report.begun,
+                "written": report.written,
+                "answered": report.answered,
+                "unanswered": report.unanswered,
+                "late_s_max": report.late_s_max,
+                "p50_s": report.quantile_s(0.5),
+                "p99_s": report.quantile_s(0.99),
             }
         )
 

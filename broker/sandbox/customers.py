@@ -247,8 +247,9 @@ class LoadReport(Struct):
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
-async def run_load(platform: Platform, load: Load, rng: Random) -> LoadReport:
-    """Run a load to its end: every conversation is over or has waited `answer_within_s` for an answer.
+async def run_load(platform: Platform, load: Load, rng: Random, report: LoadReport | None = None) -> LoadReport:
+    """Run a load to its end: every conversation is over or has waited `answer_within_s` for an answer. `report`: one
+    that is filled as it goes, for whoever watches.
 
     Each text says its place, `[conversation:turn]`, so that the referee can tell whether it was answered and in order.
     A third of the customers each has phone and business-scoped id, the phone alone, or the business-scoped id alone.
@@ -259,7 +260,7 @@ async def run_load(platform: Platform, load: Load, rng: Random) -> LoadReport:
         platform.faults.set("batch", Fault(items=load.batch_items))
     numbers = load.numbers or list(platform.numbers)
     screens = Screens(platform)
-    report = LoadReport()
+    report = report if report is not None else LoadReport()
     began = platform.clock.monotonic()
     tasks: list[asyncio.Task[None]] = []
     try:

@@ -1,0 +1,292 @@
+"""`depesche …`: what an operator types. Parses, loads the configuration, hands over to `broker.compose`.
+
+Exit codes: 0 done; 1 a crash of ours; 2 wrong usage or configuration; 3 the log or a port cannot be had; 4 a check
+found something that is not as it should be; 130 stopped at once by a second signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+import msgspec
+import uvloop
+
+from broker import compose, inspect, trial
+from broker.config import Config, load
+from broker.errors import DepescheError, LogUnavailable, Misconfigured
+from broker.log.catalogue import DEADLETTERS
+from broker.log.contract import Entry
+
+EXIT_CRASH, EXIT_CONFIG, EXIT_UNAVAILABLE, EXIT_CHECK = 1, 2, 3, 4
+
+EXIT_CODES = """\
+\b
+Exit codes: 0 done · 1 a crash of ours · 2 wrong usage or configuration
+3 the log or a port cannot be had · 4 a check found something wrong
+130 stopped at once by a second signal
+"""
+
+T = TypeVar("T")
+
+config_option = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The configuration, a TOML file.",
+)
+admin_option = click.option(
+    "--admin-port", type=click.IntRange(0, 65_535), help="Port of probes and metrics, instead of the configuration's."
+)
+
+
+def fail(code: int, message: str) -> NoReturn:
+    """Say what is wrong on standard error and leave."""
+    for line in message.splitlines() or [""]:
+        click.echo(f"depesche: {line}", err=True)
+    sys.exit(code)
+
+
+def loaded(path: Path) -> Config:
+    """Load a configuration or leave with its errors."""
+    try:
+        return load(path)
+    except Misconfigured as error:
+        fail(EXIT_CONFIG, str(error))
+
+
+def run_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine on uvloop; errors of ours become a line and an exit code."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(work())
+    except Misconfigured as error:
+        fail(EXIT_CONFIG, str(error))
+    except LogUnavailable as error:
+        fail(EXIT_UNAVAILABLE, str(error))
+    except OSError as error:
+        fail(EXIT_UNAVAILABLE, str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except DepescheError as error:
+        fail(EXIT_CRASH, f"{type(error).__name__}: {error}")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
+@click.version_option(package_name="depesche", prog_name="depesche")
+def main() -> None:
+    """A message broker for the WhatsApp Business Platform."""
+
+
+@main.command()
+@click.option("--config", "config_path", type=click.Path(path_type=Path, dir_okay=False), help="A TOML file.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data"),
+    show_default=True,
+    help="Without --config: the folder of a trial with sandbox and sample bots, made at the first start.",
+)
+@admin_option
+def run(config_path: Path | None, data: Path, admin_port: int | None) -> None:
+    """Run everything in one process: receiver, gateway, all stages, and the sandbox where one is configured."""
+    if config_path is None:
+        try:
+            config_path = trial.prepare(data, trial.Ports())
+        except Misconfigured as error:
+            fail(EXIT_CONFIG, str(error))
+    config = loaded(config_path)
+    run_loop(lambda: compose.serve(config, compose.Roles.everything(config), admin_port, greet=click.echo))
+
+
+@main.command()
+@config_option
+@admin_option
+def receiver(config_path: Path, admin_port: int | None) -> None:
+    """Run the receiver: Meta's webhooks in."""
+    config = loaded(config_path)
+    run_loop(lambda: compose.serve(config, compose.Roles(receiver=True), admin_port))
+
+
+@main.command()
+@config_option
+@admin_option
+def gateway(config_path: Path, admin_port: int | None) -> None:
+    """Run the gateway: what bots send to."""
+    config = loaded(config_path)
+    run_loop(lambda: compose.serve(config, compose.Roles(gateway=True), admin_port))
+
+
+@main.command()
+@config_option
+@admin_option
+@click.option(
+    "--stages",
+    default=",".join(compose.STAGES),
+    show_default=True,
+    help="Which stages to run, separated by commas.",
+)
+def worker(config_path: Path, admin_port: int | None, stages: str) -> None:
+    """Run stages: customer, sender, delivery."""
+    names = tuple(name.strip() for name in stages.split(",") if name.strip())
+    if unknown := [name for name in names if name not in compose.STAGES]:
+        fail(
+            EXIT_CONFIG, f"--stages {stages}: no such stage {', '.join(unknown)}; there are {', '.join(compose.STAGES)}"
+        )
+    if not names:
+        fail(EXIT_CONFIG, f"--stages is empty; there are {', '.join(compose.STAGES)}")
+    config = loaded(config_path)
+    run_loop(lambda: compose.serve(config, compose.Roles(stages=names), admin_port))
+
+
+@main.command()
+@config_option
+@admin_option
+def sandbox(config_path: Path, admin_port: int | None) -> None:
+    """Run the sandbox, Meta's stand-in, with its phone page and sample bots."""
+    config = loaded(config_path)
+    if config.settings.sandbox is None:
+        fail(EXIT_CONFIG, f"{config_path}: has no [sandbox]; name its numbers, webhook_url and app_secret there")
+    run_loop(lambda: compose.serve(config, compose.Roles(sandbox=True), admin_port, greet=click.echo))
+
+
+@main.group()
+def config() -> None:
+    """Look at a configuration."""
+
+
+@config.command("check")
+@config_option
+def config_check(config_path: Path) -> None:
+    """Check a configuration and that all its secrets can be read."""
+    settings = loaded(config_path).settings
+    click.echo(
+        f"{config_path}: right. {len(settings.apps)} apps, {len(settings.numbers)} numbers, "
+        f"{len(settings.sinks)} sinks, {len(settings.keys)} keys, {len(settings.routes)} routes, "
+        f"{settings.log.engine} log."
+    )
+
+
+@main.group()
+def key() -> None:
+    """Keys that bots send with."""
+
+
+@key.command("new")
+def key_new() -> None:
+    """Make a bot key. The key is for the bot; the configuration gets the digest alone."""
+    value, digest = trial.new_key()
+    click.echo(f'key    {value}\nsha256 = "{digest}"')
+
+
+@main.group()
+def topics() -> None:
+    """The logs as Kafka topics."""
+
+
+@topics.command("apply")
+@config_option
+def topics_apply(config_path: Path) -> None:
+    """Create the topics that are missing, then compare all of them as `check` does."""
+    _topics(loaded(config_path), apply=True)
+
+
+@topics.command("check")
+@config_option
+def topics_check(config_path: Path) -> None:
+    """Say which topics are missing or not as they should be; changes nothing."""
+    _topics(loaded(config_path), apply=False)
+
+
+def _topics(config: Config, *, apply: bool) -> None:
+    made, differences = run_loop(lambda: compose.topics(config, apply=apply))
+    for name in made:
+        click.echo(f"created {name}")
+    for difference in differences:
+        click.echo(difference)
+    if differences:
+        sys.exit(EXIT_CHECK)
+    click.echo("all topics are as they should be")
+
+
+@main.command()
+@click.argument("log")
+@config_option
+@click.option("--partition", type=click.IntRange(0), help="This partition alone.")
+@click.option("--offset", type=click.IntRange(0), help="Begin here instead of the first record.")
+@click.option("--follow/--no-follow", default=False, help="Go on when the end is reached, until Ctrl-C.")
+@click.option("--limit", type=click.IntRange(1), help="Stop after so many records.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, nothing left out or masked.")
+@click.option("--reveal", is_flag=True, help="Do not mask phone numbers.")
+def tail(
+    log: str,
+    config_path: Path,
+    partition: int | None,
+    offset: int | None,
+    follow: bool,
+    limit: int | None,
+    as_json: bool,
+    reveal: bool,
+) -> None:
+    """Show the records of a LOG, e.g. conversations, sends.reply, deliveries.<sink>, deadletters."""
+    config = loaded(config_path)
+
+    def show(entry: Entry) -> None:
+        click.echo(msgspec.json.encode(inspect.as_tree(entry)) if as_json else inspect.as_line(entry, reveal=reveal))
+
+    try:
+        run_loop(lambda: compose.tail(config, log, show, partition, offset, limit, follow=follow))
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+@main.group()
+def deadletters() -> None:
+    """Records that were set aside."""
+
+
+@deadletters.command("list")
+@config_option
+@click.option("--limit", type=click.IntRange(1), help="Stop after so many.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--reveal", is_flag=True, help="Do not mask phone numbers.")
+def deadletters_list(config_path: Path, limit: int | None, as_json: bool, reveal: bool) -> None:
+    """List dead letters, oldest first: place, time, stage, reason, where it stood."""
+    config = loaded(config_path)
+
+    def show(entry: Entry) -> None:
+        if as_json:
+            click.echo(msgspec.json.encode(inspect.as_tree(entry)))
+        else:
+            line = inspect.dead_letter_line(entry)
+            click.echo(line if reveal else inspect.mask(line))
+
+    run_loop(lambda: compose.tail(config, DEADLETTERS, show, None, None, limit, follow=False))
+
+
+@deadletters.command("show")
+@config_option
+@click.argument("place")
+def deadletters_show(config_path: Path, place: str) -> None:
+    """Show one dead letter whole. PLACE is as `list` prints it: partition/offset."""
+    config = loaded(config_path)
+    partition, _, offset = place.partition("/")
+    if not (partition.isdigit() and offset.isdigit()):
+        fail(
+            EXIT_CONFIG,
+            f"PLACE {place!r}: must be partition/offset as `depesche deadletters list` prints it, e.g. 0/17",
+        )
+    found: list[Entry] = []
+    run_loop(lambda: compose.tail(config, DEADLETTERS, found.append, int(partition), int(offset), 1, follow=False))
+    if not found or found[0].offset != int(offset):
+        fail(EXIT_CHECK, f"no dead letter at {place}")
+    click.echo(msgspec.json.format(msgspec.json.encode(inspect.as_tree(found[0])), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,407 @@
+"""Puts a process together: which roles it plays, in what order they start, and how all of it ends in bounded time.
+
+This and `broker.cli` are the only places that know every part. Parts start from the log upwards and end the other way
+round: first nothing new comes in, then what is under way is finished, then the log is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import random
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from broker import metrics
+from broker.admin import Admin
+from broker.clock import Clock, SystemClock
+from broker.config import Config
+from broker.core.customer import context_of
+from broker.errors import LogUnavailable, Misconfigured
+from broker.gateway.app import Gateway, gateway_app
+from broker.log.catalogue import catalogue
+from broker.log.contract import Entry, LogEngine
+from broker.log.embedded import EmbeddedLog
+from broker.log.glance import glance
+from broker.log.kafka import KafkaLog
+from broker.log.kafka_connection import connection
+from broker.log.kafka_topics import Topics
+from broker.receiver import Receiver, receiver_app
+from broker.sandbox.app import Sandbox
+from broker.sandbox.bots import SampleBots
+from broker.secrets import Secret
+from broker.vitals import Vitals
+from schemas.settings import SandboxSettings
+from workers.connector import Connector, guard_of
+from workers.customer import CustomerStage
+from workers.delivery import DeliveryStage
+from workers.graph import GraphClient
+from workers.sender import SenderStage
+from workers.sinks import Target
+
+logger = logging.getLogger("depesche")
+
+STAGES = ("customer", "sender", "delivery")
+
+GRACE_S_RUN = 4.0
+"""Everything in one process belongs to a person who pressed Ctrl-C."""
+GRACE_S_WORKER = 35.0
+"""Running calls are better finished than in doubt: operations.md 5."""
+GRACE_S_PORT = 10.0
+
+LEASE_S_MAX = 30.0
+"""A worker that was granted nothing in this time is one too many; it is ready all the same, to take over."""
+
+START_S_MAX = 60.0
+"""A log that cannot be opened in this time is an error to be seen, not a wait."""
+
+
+class Part(Protocol):
+    """What starts and stops. `stop` never raises and ends within its own bound."""
+
+    async def start(self) -> None:
+        """Begin."""
+        ...
+
+    async def stop(self) -> None:
+        """End."""
+        ...
+
+
+class Stage(Protocol):
+    """What a stage shows of itself to the readiness probe."""
+
+    @property
+    def failure(self) -> Exception | None:
+        """What keeps a partition from being run for good."""
+        ...
+
+    def held(self) -> frozenset[tuple[str, int]]:
+        """The partitions this process runs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a process is."""
+
+    receiver: bool = False
+    gateway: bool = False
+    stages: tuple[str, ...] = ()
+    sandbox: bool = False
+
+    @classmethod
+    def everything(cls, config: Config) -> Roles:
+        """Return all roles; the sandbox where one is configured."""
+        return cls(True, True, STAGES, config.settings.sandbox is not None)
+
+    @property
+    def needs_log(self) -> bool:
+        """Whether any role touches the log."""
+        return self.receiver or self.gateway or bool(self.stages)
+
+    @property
+    def grace_s(self) -> float:
+        """How long each part may take to stop."""
+        if self.receiver and self.stages:
+            return GRACE_S_RUN
+        return GRACE_S_WORKER if self.stages else GRACE_S_PORT
+
+
+def engine_of(config: Config, clock: Clock, rng: random.Random, *, create: bool = True) -> LogEngine:
+    """Return the engine the settings name, not yet started."""
+    settings = config.settings.log
+    specs = catalogue(config.settings)
+    if settings.engine == "embedded":
+        folder = config.base / settings.embedded.path
+        return EmbeddedLog(folder, specs, clock=clock, rng=rng, bytes_in_flight_max=settings.bytes_in_flight_max)
+    return KafkaLog(
+        settings.kafka,
+        specs,
+        clock=clock,
+        rng=rng,
+        password=_kafka_password(config),
+        bytes_in_flight_max=settings.bytes_in_flight_max,
+        create_topics=create,
+    )
+
+
+async def serve(
+    config: Config, roles: Roles, admin_port: int | None = None, greet: Callable[[str], None] | None = None
+) -> None:
+    """Run the roles until SIGTERM or SIGINT. A second signal ends the process at once.
+
+    Raises `Misconfigured`, `LogUnavailable`, `OSError` when a part cannot start; what had started is stopped first.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    metrics.prepare()
+    settings = config.settings
+    admin_settings = settings.admin if admin_port is None else replace(settings.admin, port=admin_port)
+    metrics.build_info.labels(
+        version("depesche"), os.environ.get("DEPESCHE_REVISION", ""), platform.python_version(), settings.log.engine
+    ).set(1)
+    stopping = _signals()
+    process = _Process(config, roles)
+    admin = Admin(admin_settings, process.vitals, process.clock, process.ready)
+    async with AsyncExitStack() as stack:
+        process.vitals.start()
+        stack.push_async_callback(process.vitals.stop)
+        await admin.start()
+        stack.push_async_callback(admin.stop)
+        starting = asyncio.ensure_future(process.start(stack))
+        stopped = asyncio.ensure_future(stopping.wait())
+        await asyncio.wait([starting, stopped], timeout=START_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait([starting], timeout=GRACE_S_RUN)
+            if not stopping.is_set():
+                raise LogUnavailable(f"not started within {START_S_MAX:.0f} s: is the log reachable?")
+            return
+        starting.result()
+        admin.started = True
+        if greet is not None:
+            for line in process.greetings():
+                greet(line)
+        await stopped
+        logger.info("stopping")
+        admin.draining = True
+    logger.info("stopped")
+
+
+class _Process:
+    """The parts of one process."""
+
+    def __init__(self, config: Config, roles: Roles) -> None:
+        self.config = config
+        self.roles = roles
+        self.clock: Clock = SystemClock()
+        self.rng: random.Random = random.SystemRandom()
+        self.vitals = Vitals(self.clock)
+        self.ready: dict[str, Callable[[], str | None]] = {"process": lambda: None if self._started else "starting"}
+        self._started = False
+        self._sandbox: Sandbox | None = None
+        self._addresses: list[str] = []
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Start every part; each is stopped by the stack, last first."""
+        config, roles, settings = self.config, self.roles, self.config.settings
+        if roles.needs_log:
+            engine = engine_of(config, self.clock, self.rng)
+            stack.push_async_callback(engine.close)
+            await engine.start()
+            if roles.sandbox and settings.sandbox is not None:
+                await self._start_bots(stack, settings.sandbox)
+            await self._start_stages(stack, engine)
+            await self._start_ports(stack, engine)
+        elif settings.sandbox is not None:
+            await self._start_bots(stack, settings.sandbox)
+        if roles.sandbox and settings.sandbox is not None:
+            await self._start_sandbox(stack, settings.sandbox)
+        self._started = True
+
+    def greetings(self) -> list[str]:
+        """Return what a person at the terminal wants to know."""
+        lines = [f"  {address}" for address in self._addresses]
+        if self._sandbox is not None:
+            lines.append(f"\nThe sandbox phone: http://{self._sandbox.settings.host}:{self._sandbox.port}/")
+        return ["Depesche is running. Ctrl-C stops it.", *lines]
+
+    async def _start_stages(self, stack: AsyncExitStack, engine: LogEngine) -> None:
+        config, settings, grace_s = self.config, self.config.settings, self.roles.grace_s
+        started: list[Callable[[float], Awaitable[None]]] = []
+        stack.push_async_callback(_stop_together, started, grace_s)
+        if "delivery" in self.roles.stages and settings.sinks:
+            connector = Connector(guard_of(settings.connector))
+            await connector.start()
+            stack.push_async_callback(connector.stop)
+            secrets = config.sink_secrets()
+            targets = [Target(sink, [secrets[sink.name]]) for sink in settings.sinks]
+            delivery = DeliveryStage(engine, targets, connector, self.clock, self.rng)
+            await delivery.start()
+            started.append(delivery.stop)
+            self._watch("delivery", delivery)
+        if "customer" in self.roles.stages:
+            try:
+                context = context_of(settings)
+            except ValueError as error:
+                raise Misconfigured(f"routes: {error}") from None
+            customer = CustomerStage(engine, context, self.clock, self.rng)
+            await customer.start()
+            started.append(customer.stop)
+            self._watch("customer", customer)
+        if "sender" in self.roles.stages:
+            graph = GraphClient(
+                settings.sender.graph_url, settings.sender.graph_version, settings.sender.call_timeout_s
+            )
+            await graph.start()
+            stack.push_async_callback(graph.close)
+            sender = SenderStage(engine, settings, config.number_tokens(), graph, self.clock, self.rng)
+            await sender.start()
+            started.append(sender.stop)
+            self._watch("sender", sender)
+
+    async def _start_ports(self, stack: AsyncExitStack, engine: LogEngine) -> None:
+        config, settings = self.config, self.config.settings
+        if self.roles.gateway:
+            gateway = Gateway(settings, engine, self.clock, self.rng)
+            await gateway.start()
+            stack.push_async_callback(gateway.stop, self.roles.grace_s)
+            port = gateway_app(gateway, settings, self.clock)
+            await port.start()
+            stack.push_async_callback(port.stop, self.roles.grace_s)
+            self.ready["gateway"] = gateway.why_not_ready
+            self._addresses.append(f"gateway   http://{settings.gateway.host}:{port.port}  (bots send here)")
+        if self.roles.receiver:
+            receiver = Receiver(settings, config.app_secrets(), config.verify_tokens(), engine, self.clock)
+            await receiver.start()
+            stack.push_async_callback(receiver.stop, self.roles.grace_s)
+            port = receiver_app(receiver, settings, self.clock)
+            await port.start()
+            stack.push_async_callback(port.stop, self.roles.grace_s)
+            self.ready["receiver"] = receiver.why_not_ready
+            self._addresses.append(f"receiver  http://{settings.receiver.host}:{port.port}/webhooks/meta/<app>")
+
+    async def _start_bots(self, stack: AsyncExitStack, settings: SandboxSettings) -> None:
+        if not settings.bots:
+            return
+        config = self.config
+        bots = SampleBots(
+            settings.bots,
+            secrets=[config.secret(f"sandbox.bots[{i}].secret") for i in range(len(settings.bots))],
+            keys=[config.secret(f"sandbox.bots[{i}].key") for i in range(len(settings.bots))],
+            clock=self.clock,
+        )
+        await bots.start()
+        stack.push_async_callback(bots.stop)
+
+    async def _start_sandbox(self, stack: AsyncExitStack, settings: SandboxSettings) -> None:
+        config = self.config
+        if settings.app_secret is None or not settings.webhook_url or not settings.numbers:
+            raise Misconfigured("sandbox: needs app_secret, webhook_url and at least one of sandbox.numbers")
+        tokens = {
+            n.phone_number_id: config.secret(f"sandbox.numbers[{i}].token") for i, n in enumerate(settings.numbers)
+        }
+        folder: Path | None = config.base / settings.path if settings.path else None
+        self._sandbox = Sandbox(settings, tokens, config.secret("sandbox.app_secret"), folder, self.clock)
+        await self._sandbox.start()
+        stack.push_async_callback(self._sandbox.stop)
+
+    def _watch(self, name: str, stage: Stage) -> None:
+        began = self.clock.monotonic()
+
+        def why_not_ready() -> str | None:
+            if stage.failure is not None:
+                return str(stage.failure)
+            if not stage.held() and self.clock.monotonic() - began < LEASE_S_MAX:
+                return "no partition granted yet"
+            return None
+
+        self.ready[name] = why_not_ready
+
+
+async def _stop_together(stops: Sequence[Callable[[float], Awaitable[None]]], grace_s: float) -> None:
+    """Stop the stages side by side: they share the grace."""
+    await asyncio.gather(*(stop(grace_s) for stop in stops))
+
+
+def _signals() -> asyncio.Event:
+    """Return what the first SIGTERM or SIGINT sets; the second ends the process."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def asked() -> None:
+        if stopping.is_set():
+            os._exit(130)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked)
+    return stopping
+
+
+async def topics(config: Config, *, apply: bool) -> tuple[list[str], list[str]]:
+    """Compare the topics with what the logs need, after making those that are missing when `apply`.
+
+    Returns the names made and a line for each difference that remains. Raises `Misconfigured`, `LogUnavailable`.
+    """
+    settings = config.settings.log
+    if settings.engine != "kafka":
+        raise Misconfigured("log.engine = 'embedded': has no topics; they belong to engine = 'kafka'")
+    connect = connection(settings.kafka, _kafka_password(config))
+    found = Topics(settings.kafka, catalogue(config.settings), connect)
+    made = await found.apply() if apply else []
+    try:
+        return made, [str(difference) for difference in await found.differences()]
+    except Misconfigured as missing:
+        if apply:
+            raise
+        return made, [str(missing)]
+
+
+def _kafka_password(config: Config) -> Secret | None:
+    return config.secret("log.kafka.sasl_password") if config.settings.log.kafka.sasl_password is not None else None
+
+
+async def tail(
+    config: Config,
+    log: str,
+    show: Callable[[Entry], object],
+    partition: int | None,
+    offset: int | None,
+    limit: int | None,
+    *,
+    follow: bool,
+) -> None:
+    """Show the records of a log, of one partition or all. Raises `Misconfigured` for a log that does not exist."""
+    left = [limit if limit is not None else -1]
+
+    def shown(entry: Entry) -> bool:
+        show(entry)
+        left[0] -= 1
+        return left[0] == 0
+
+    settings = config.settings
+    if settings.log.engine == "embedded":
+        folder = config.base / settings.log.embedded.path
+        async for entry in glance(folder, log, partition=partition, offset=offset or 0, tail=follow):
+            if shown(entry):
+                return
+        return
+    engine = engine_of(config, SystemClock(), random.SystemRandom(), create=False)
+    specs = engine.logs
+    if log not in specs:
+        raise Misconfigured(f"no log {log!r}; there are {', '.join(sorted(specs))}")
+    if partition is not None and partition >= specs[log].partitions:
+        raise Misconfigured(f"--partition {partition}: {log} has partitions 0 to {specs[log].partitions - 1}")
+    await engine.start()
+    try:
+        wanted = range(specs[log].partitions) if partition is None else (partition,)
+        queue: asyncio.Queue[Entry | None] = asyncio.Queue(maxsize=1_000)
+
+        async def pump(number: int) -> None:
+            async for entry in engine.read(log, number, offset, tail=follow):
+                await queue.put(entry)
+            await queue.put(None)
+
+        async with asyncio.TaskGroup() as group:
+            pumps = [group.create_task(pump(number)) for number in wanted]
+            open_pumps = len(pumps)
+            while open_pumps:
+                record = await queue.get()
+                if record is None:
+                    open_pumps -= 1
+                elif shown(record):
+                    break
+            for each in pumps:
+                each.cancel()
+    finally:
+        await engine.close()

@@ -1,0 +1,498 @@
+"""The sender stage: for each slot, the loop that writes intents down, calls Graph, and reports what came of it.
+
+`broker.core.slot` decides; here is what it costs to do it. Four things run side by side for a slot, under one lease:
+
+    intake    lanes and traffic into memory, no more than `pending_max` of a lane
+    steps     one at a time: intents of what goes next, answers of what went, doubts lifted, position
+    calls     one task for each intended send: a connection, the permit, the bytes, the answer, the report
+    watch     notices that the lease is not HELD any more: whatever was intended before is void then
+
+The permit is asked by the Graph client as the last thing before the bytes leave; see `Calls.permit`. An outcome is
+durable on `conversations` before the next step says so in the ledger. A call that outlives its lease still reports
+what it learns, since facts may repeat and may come late; only the ledger is not ours to write then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+
+import msgspec
+
+from broker import metrics
+from broker.clock import Clock
+from broker.core.gates import Gates
+from broker.core.outcome import Verdict, classify
+from broker.core.sender import Instant, Permit, Send
+from broker.core.slot import NumberPlace, Plan, Report, Slot
+from broker.errors import LeaseLost, LeaseRevoked, LogUnavailable
+from broker.log.catalogue import CONVERSATIONS, SENDER_STAGE, TRAFFIC, sends
+from broker.log.contract import SNAPSHOT, Draft, Entry, Lease, LeaseState, LogEngine, Membership, Step
+from broker.secrets import Secret
+from schemas.ledger import decode_ledger, encode_ledger
+from schemas.records import LANES, Lane, decode_digest, decode_sends, encode
+from schemas.settings import Settings
+from workers.graph import Graph, GraphCall, NotSent, PermitRefused, Unanswered
+from workers.supervisor import MALFORMED, POISON, Crashes, count_dead_letter, dead_letter
+from workers.turnstile import LOOK_S, Place, Turnstile
+
+logger = logging.getLogger("depesche.sender")
+
+NAME = "sender"
+
+FETCH_RECORDS_MAX = 500
+FETCH_S = 0.5
+"""How long a fetch waits: how soon a lane that has room again is read."""
+
+PACE_S = 0.02
+"""Between two steps that no reply waits for. Each costs a commit, whatever it holds."""
+
+WATCH_S = 0.1
+"""How often the lease is looked at. A partition cannot go to another owner and come back sooner: two rebalances and a
+restore lie between."""
+
+SNAPSHOT_S = 30.0
+"""A restore reads the ledger from the last snapshot."""
+
+APPEND_S = 5.0
+APPEND_AGAIN_S = (0.1, 0.5, 1.0, 2.0)
+"""Reports are repeated until they are durable; the last rest goes on."""
+
+LATE_REPORT_S_MAX = 60.0
+"""How long a call that outlived its lease tries to report: its successor said "in doubt" long before."""
+
+STEP_KEY = b"step"
+LANE_OF_LOG: dict[str, Lane] = {sends(lane): lane for lane in LANES}
+
+
+class Refused(PermitRefused):
+    """A permit that was not granted, and why."""
+
+    def __init__(self, permit: Permit) -> None:
+        super().__init__(permit.value)
+        self.permit = permit
+
+
+class SenderStage:
+    """Every slot this process owns. `tokens`: Graph's, by phone number id, looked up when a call begins."""
+
+    def __init__(
+        self,
+        engine: LogEngine,
+        settings: Settings,
+        tokens: Mapping[str, Secret],
+        graph: Graph,
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        self.engine = engine
+        self.settings = settings.sender
+        self.tokens = tokens
+        self.graph = graph
+        self.clock = clock
+        self.rng = rng
+        self.places = {
+            number.phone_number_id: NumberPlace(
+                number.phone_number_id, number.waba_id, number.throughput_mps, number.slot
+            )
+            for number in settings.numbers
+        }
+        self.gates = Gates()
+        self.crashes = Crashes(NAME)
+        self.calls: dict[asyncio.Task[None], None] = {}
+        self._membership: Membership | None = None
+
+    @property
+    def failure(self) -> Exception | None:
+        """What keeps a slot from being run for good; for the readiness probe."""
+        return None if self._membership is None else self._membership.failure
+
+    def held(self) -> frozenset[tuple[str, int]]:
+        """The slots this process owns."""
+        return frozenset() if self._membership is None else self._membership.held()
+
+    async def start(self) -> None:
+        """Join the stage. Raises what `LogEngine.own` raises."""
+        self._membership = await self.engine.own(SENDER_STAGE, self._run)
+
+    async def stop(self, timeout_s: float = 10.0) -> None:
+        """Begin no more calls, wait for those under way, give the slots to others. What is left then is in doubt."""
+        began = self.clock.monotonic()
+        membership, self._membership = self._membership, None
+        if membership is not None:
+            await membership.leave(timeout_s)
+        left_s = timeout_s - (self.clock.monotonic() - began)
+        if self.calls and left_s > 0:
+            await asyncio.wait(list(self.calls), timeout=left_s)
+        for call in list(self.calls):
+            call.cancel()
+        if self.calls:
+            await asyncio.wait(list(self.calls), timeout=1.0)
+
+    def begin(self, call: asyncio.Task[None]) -> None:
+        """Keep a call's task until it is over."""
+        self.calls[call] = None
+        call.add_done_callback(self._over)
+
+    def now(self) -> Instant:
+        """Return now, on both clocks."""
+        return Instant(self.clock.monotonic(), self.clock.now())
+
+    async def _run(self, lease: Lease) -> None:
+        await SlotOwner(self, lease).run()
+
+    def _over(self, call: asyncio.Task[None]) -> None:
+        self.calls.pop(call, None)
+        if not call.cancelled() and (error := call.exception()) is not None:
+            metrics.actor_restarts.labels(NAME).inc()
+            logger.error("a call's task crashed; its send is in doubt for the next owner", exc_info=error)
+
+
+class SlotOwner:
+    """One slot under one lease."""
+
+    def __init__(self, stage: SenderStage, lease: Lease) -> None:
+        self._stage = stage
+        self._lease = lease
+        self._engine = stage.engine
+        self._clock = stage.clock
+        self._slot = Slot(lease.partition, stage.places, stage.settings.in_flight_max, stage.gates, stage.now())
+        self._turnstiles = {name: Turnstile() for name in self._slot.numbers}
+        self._traffic_offset: int | None = None
+        self._wake = asyncio.Event()
+        self._epoch = 0
+        self._news = ExitStack()
+        self._has_news = False
+        self._snapshot_at = 0.0
+        self._stepped_at = 0.0
+        self._over = False
+        self._doubts_shown = 0
+        self._used = {name: metrics.throughput_used.labels(name, "out") for name in self._slot.numbers}
+        self._used_in = {name: metrics.throughput_used.labels(name, "in") for name in self._slot.numbers}
+
+    async def run(self) -> None:
+        """Own the slot until the lease is lost. Raises `LeaseLost`, `LogUnavailable`, or what crashed."""
+        reports = await self._restore()
+        works = [
+            asyncio.create_task(work, name=f"sender {self._lease.partition} {name}")
+            for name, work in (("intake", self._intake()), ("steps", self._steps()), ("watch", self._watch()))
+        ]
+        for report in reports:
+            self._tell(report)
+        try:
+            done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+            for work in done:
+                work.result()
+        finally:
+            self._over = True
+            self._epoch += 1
+            self._look()
+            self._news.close()
+            metrics.sends_unknown.dec(self._doubts_shown)
+            for work in works:
+                work.cancel()
+            await asyncio.gather(*works, return_exceptions=True)
+
+    async def _restore(self) -> list[Report]:
+        """Read the ledger back; what it leaves open is to be reported."""
+        restored = await self._lease.restore()
+        records = [decode_ledger(value) for _, value in restored.records if value]
+        offsets = {lane: restored.position[log] for log, lane in LANE_OF_LOG.items() if log in restored.position}
+        self._traffic_offset = restored.position.get(TRAFFIC)
+        now = self._stage.now()
+        self._snapshot_at = now.monotonic + SNAPSHOT_S * self._stage.rng.uniform(0.5, 1.0)
+        for name, number in self._slot.numbers.items():
+            metrics.throughput_limit_mps.labels(name).set(number.window.throughput_mps)
+        return self._slot.begin(records, offsets, restored.memo, now)
+
+    # Intake
+
+    async def _intake(self) -> None:
+        while True:
+            for entry in await self._lease.fetch(FETCH_RECORDS_MAX, FETCH_S, self._readable()):
+                if entry.log == TRAFFIC:
+                    self._count_inbound(entry)
+                else:
+                    await self._take(entry, LANE_OF_LOG[entry.log])
+            self._wake.set()
+
+    def _readable(self) -> Collection[str]:
+        """The logs there is room for."""
+        pending_max = self._stage.settings.pending_max
+        return [TRAFFIC, *(log for log, lane in LANE_OF_LOG.items() if self._slot.pending(lane) < pending_max)]
+
+    def _count_inbound(self, entry: Entry) -> None:
+        self._traffic_offset = entry.offset + 1
+        try:
+            digest = decode_digest(entry.value)
+        except msgspec.MsgspecError:
+            return  # of another version; what it would have told is harmless to miss
+        self._slot.count_inbound(digest, self._stage.now())
+        used = self._used_in.get(digest.phone_number_id)
+        if used is not None:
+            used.inc(digest.count)
+
+    async def _take(self, entry: Entry, lane: Lane) -> None:
+        """Take one record. What cannot be read is set aside; what crashed us three times is, too."""
+        crashes = self._stage.crashes
+        attempts = crashes.attempts(entry)
+        if attempts >= crashes.attempts_max:
+            await self._set_aside(entry, lane, POISON, "taking it crashed the sender", attempts)
+            return
+        try:
+            record = decode_sends(entry.value)
+        except msgspec.MsgspecError as error:
+            await self._set_aside(entry, lane, MALFORMED, str(error), 1)
+            return
+        try:
+            report = self._slot.take(lane, entry.offset, record, self._stage.now())
+        except Exception as error:
+            crashes.crashed(entry, error)
+            raise
+        if report is not None:
+            self._tell(report)
+
+    async def _set_aside(self, entry: Entry, lane: Lane, reason: str, detail: str, attempts: int) -> None:
+        log, letter = dead_letter(entry, NAME, reason, detail, attempts, self._clock.now())
+        await self._append(log, letter, until=None)
+        count_dead_letter(entry.log, reason)
+        self._slot.skip(lane, entry.offset)
+        self._stage.crashes.settled(entry)
+
+    # Steps
+
+    async def _steps(self) -> None:
+        """Write steps for as long as there is something to write."""
+        while True:
+            now = self._stage.now()
+            self._slot.expire(now)
+            held = self._lease.state is LeaseState.HELD
+            is_snapshot_due = held and now.monotonic >= self._snapshot_at
+            can_intend = held and any(number.can_intend(now) for number in self._slot.numbers.values())
+            if not (can_intend or self._slot.has_news or is_snapshot_due):
+                await self._rest(self._idle_s(now))
+                continue
+            if not self._is_hurried(now) and (early_s := self._stepped_at + PACE_S - now.monotonic) > 0:
+                await asyncio.sleep(early_s)
+                now = self._stage.now()
+            held = self._lease.state is LeaseState.HELD
+            plan = self._slot.plan(now, may_intend=held, is_snapshot_due=is_snapshot_due)
+            if plan is None or not await self._commit(plan, is_snapshot_due):
+                await self._rest(WATCH_S)
+
+    def _is_hurried(self, now: Instant) -> bool:
+        """Whether a reply waits for the step."""
+        return any(number.is_reply_waiting(now) for number in self._slot.numbers.values())
+
+    def _idle_s(self, now: Instant) -> float:
+        """How long nothing but an event can make a step necessary."""
+        moments = [number.wakes_at(now) for number in self._slot.numbers.values()]
+        return max(0.001, min([*moments, self._snapshot_at, now.monotonic + 5.0]) - now.monotonic)
+
+    async def _rest(self, timeout_s: float) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _commit(self, plan: Plan, is_snapshot: bool) -> bool:
+        """Commit a step and begin its calls. False when the lease is away: nothing was written."""
+        position = {sends(lane): offset for lane, offset in plan.offsets.items()}
+        if self._traffic_offset is not None:
+            position[TRAFFIC] = self._traffic_offset
+        keys = [SNAPSHOT if is_snapshot else STEP_KEY, *[STEP_KEY] * (len(plan.records) - 1)]
+        step = Step(
+            position=position,
+            derived=[
+                (sends(forward.lane), Draft(forward.ready.customer.encode(), encode(forward.ready), forward.slot))
+                for forward in plan.forwards
+            ],
+            changes=[(key, encode_ledger(record)) for key, record in zip(keys, plan.records, strict=True)],
+            memo=plan.memo,
+        )
+        epoch = self._epoch
+        try:
+            with self._lease.working():
+                await self._lease.commit(step)
+                now = self._stage.now()
+                self._stepped_at = now.monotonic
+                if is_snapshot:
+                    self._snapshot_at = now.monotonic + SNAPSHOT_S
+                for report in self._slot.written(plan, now):
+                    self._tell(report)
+                for send in plan.sends:
+                    self._stage.begin(asyncio.create_task(self._call(send, epoch), name="graph call"))
+        except LeaseRevoked:
+            self._slot.undone(plan, self._stage.now())
+            return False
+        if self._has_news and not self._slot.has_news:
+            self._news.close()
+            self._has_news = False
+        self._show()
+        return True
+
+    def _show(self) -> None:
+        """Tell operators what changed."""
+        metrics.sends_unknown.inc(self._slot.doubts - self._doubts_shown)
+        self._doubts_shown = self._slot.doubts
+        for door, gate in self._stage.gates.changes():
+            what = f"{door.scope.value} {door.name}".strip()
+            if gate is None:
+                logger.warning("%s goes on", what)
+            else:
+                rest_s = gate.until - self._clock.monotonic()
+                logger.warning("%s %s for %.0f s: %s", what, "stops" if gate.is_stop else "rests", rest_s, gate.why)
+            name = door.name.partition("/")[0]
+            if name in self._slot.numbers:
+                stopped = gate is not None and gate.is_stop
+                metrics.number_stopped.labels(name, door.scope.value).set(1 if stopped else 0)
+
+    # Calls
+
+    async def _call(self, send: Send, epoch: int) -> None:
+        """Make one call and report what came of it."""
+        number = send.ready.phone_number_id
+        token = self._stage.tokens[number].reveal()
+        began = self._clock.monotonic()
+        with self._lease.working():
+            try:
+                answer = await self._stage.graph.call(
+                    GraphCall(number, send.ready.body, token), lambda: self._permit(send, epoch)
+                )
+            except Refused as refused:
+                if refused.permit is Permit.EXPIRED:
+                    await self._report(self._slot.expire_intended(send, self._stage.now()))
+                else:
+                    self._slot.void(send, self._stage.now())
+                self._note()
+                return
+            except NotSent as error:
+                chance = self._stage.rng.random()
+                self._slot.unsent(send, self._stage.now(), chance, is_unreached=error.is_unreached)
+                self._note()
+                return
+            except Unanswered:
+                verdict, body = classify(0, b"", is_mark=send.is_mark), b""
+            else:
+                body = answer.body
+                verdict = classify(answer.status, body, answer.retry_after, is_mark=send.is_mark)
+            metrics.graph_request_duration.labels("messages").observe(self._clock.monotonic() - began)
+            self._count(verdict)
+            report = self._slot.answered(send, verdict, body, self._stage.now(), self._stage.rng.random())
+            if report is not None:
+                await self._report(report)
+            self._note()
+
+    async def _permit(self, send: Send, epoch: int) -> None:
+        """Wait for the window, in line. When this returns the bytes leave, with nothing awaited in between."""
+        name = send.ready.phone_number_id
+        number, turnstile = self._slot.numbers[name], self._turnstiles[name]
+        asked_at = self._clock.monotonic()
+        with turnstile.join(send.lane, asked_at) as place:
+            while True:
+                if self._epoch == epoch and turnstile.first() is not place:
+                    await place.moved(None)
+                    continue
+                now = self._stage.now()
+                held = self._epoch == epoch and self._lease.state is LeaseState.HELD
+                permit = number.permit(send, now, asked_at, is_held=held)
+                if permit is Permit.GRANTED:
+                    break
+                if permit is not Permit.WAIT:
+                    raise Refused(permit)
+                await self._until_open(place, number.window.open_at(now.monotonic) - now.monotonic)
+        asyncio.get_running_loop().call_soon(self._left, name)
+        self._used[name].inc()
+        ready = send.ready
+        if ready.requested_at:
+            metrics.send_wait.labels(ready.send_class).observe(max(0, send.called_at - ready.requested_at) / 1_000)
+
+    async def _until_open(self, place: Place, wait_s: float) -> None:
+        await place.moved(min(max(wait_s, 0.0005), LOOK_S))
+
+    def _left(self, name: str) -> None:
+        """The bytes of what was granted in the last turn of the loop are with the kernel by now."""
+        self._slot.numbers[name].window.left(self._clock.monotonic())
+
+    def _count(self, verdict: Verdict) -> None:
+        outcome = verdict.outcome
+        attempt = {"accepted": "accepted", "in_doubt": "unknown", "throttled": "throttled"}.get(outcome, "refused")
+        metrics.send_attempts.labels(attempt).inc()
+        if verdict.code:
+            metrics.graph_errors.labels(str(verdict.code) if verdict.known else "other").inc()
+
+    # Reports
+
+    def _tell(self, report: Report) -> None:
+        """Report in a task of its own."""
+
+        async def tell() -> None:
+            with self._lease.working():
+                await self._report(report)
+            self._note()
+
+        self._stage.begin(asyncio.create_task(tell(), name="sender report"))
+
+    async def _report(self, report: Report) -> None:
+        """Make an outcome durable on `conversations`, then note it for the next step."""
+        outcome = report.outcome
+        if outcome is not None:
+            draft = Draft(report.customer.encode(), encode(outcome))
+            until = self._clock.monotonic() + LATE_REPORT_S_MAX
+            if not await self._append(CONVERSATIONS, draft, until):
+                return
+            if outcome.outcome != "in_doubt" and report.send is not None:
+                metrics.sends.labels(report.send.ready.send_class, outcome.outcome).inc()
+        if not self._over:
+            self._slot.landed(report, self._stage.now())
+
+    async def _append(self, log: str, draft: Draft, until: float | None) -> bool:
+        """Append, again and again while the log is away; give up once the lease is over and `until` has passed."""
+        attempt = 0
+        while True:
+            try:
+                await self._engine.append(log, [draft], APPEND_S)
+            except LogUnavailable as error:
+                if self._over and until is not None and self._clock.monotonic() > until:
+                    logger.error("an outcome could not be reported: %s", error)
+                    return False
+                rest_s = APPEND_AGAIN_S[min(attempt, len(APPEND_AGAIN_S) - 1)]
+                attempt += 1
+                await asyncio.sleep(rest_s * self._stage.rng.uniform(0.5, 1.0))
+            else:
+                return True
+
+    def _note(self) -> None:
+        """Something is to be written: keep a revocation waiting for the step, and wake it."""
+        if self._slot.has_news and not self._has_news and not self._over:
+            self._has_news = True
+            self._news.enter_context(self._lease.working())
+        self._wake.set()
+
+    # Watch
+
+    async def _watch(self) -> None:
+        """Void what was intended under a lease that is not HELD any more, even if it comes back."""
+        was = LeaseState.HELD
+        while True:
+            state = self._lease.state
+            if state is LeaseState.LOST:
+                raise LeaseLost(f"slot {self._lease.partition}")
+            if state is not LeaseState.HELD or was is not LeaseState.HELD:
+                self._epoch += 1
+                self._look()
+                self._wake.set()
+            if state is LeaseState.AWAY and self._has_news:
+                self._news.close()
+                self._has_news = False
+            was = state
+            await asyncio.sleep(WATCH_S)
+
+    def _look(self) -> None:
+        for turnstile in self._turnstiles.values():
+            turnstile.call_all()
