@@ -103,7 +103,7 @@ class Gates:
             gate.until = min(gate.until, now)
 
     def changes(self) -> list[tuple[Door, Gate | None]]:
-        """Return, and forget, which gates closed (again) or opened (None) since the last time: for the operators' log."""
+        """Return, and forget, which gates closed (again) or opened (None) since the last time, for operators."""
         changes, self._changes = self._changes, []
         return changes
 

@@ -50,6 +50,10 @@ PAIR_BURST_MS = 6_000
 PAIR_BURST_MAX = 45
 """One message in 6 s; at most 45 in one burst of 6 s, which then owes 270 s. Meta Cloud API, "Pair rate limits"."""
 
+PAIR_WAY_MS = 500
+"""How much the ways of two calls to Meta may differ. Meta counts from arrivals, we from departures: a burst is ended
+that much earlier and a debt held that much longer. Without it 94 of 3,000 sends of chatty customers were refused."""
+
 PAIR_STRIKES_MAX = 4
 PAIR_STRIKE_FORGIVEN_MS = 60_000
 """131056 says wait 4^X s, X counting the failures: up to 256 s. One failure is forgotten for each quiet minute."""
@@ -227,6 +231,14 @@ def pair_open_at(debt: PairDebt, now: int) -> int:
         return now
     is_in_burst = debt.strikes == 0 and 0 <= now - debt.since <= PAIR_BURST_MS and debt.count < PAIR_BURST_MAX
     return now if is_in_burst else debt.free_at
+
+
+def pair_surely_open_at(debt: PairDebt, now: int) -> int:
+    """Return when this customer may be sent to next whichever way the calls take; at most `now` when at once."""
+    late, early = now + PAIR_WAY_MS, max(now - PAIR_WAY_MS, debt.since)
+    if pair_open_at(debt, late) <= late and pair_open_at(debt, early) <= early:
+        return now
+    return debt.free_at + PAIR_WAY_MS
 
 
 def pair_spent(debt: PairDebt, now: int) -> PairDebt:

@@ -24,7 +24,16 @@ from typing import NamedTuple
 from broker.core.gates import Door, Gates
 from broker.core.lanes import LanePlanner, Ring
 from broker.core.outcome import MAINTENANCE, PAIR_LIMIT, THROUGHPUT, Scope, Verdict
-from broker.core.pacing import NO_DEBT, PairDebt, Window, is_settled, pair_open_at, pair_spent, pair_struck
+from broker.core.pacing import (
+    NO_DEBT,
+    PAIR_WAY_MS,
+    PairDebt,
+    Window,
+    is_settled,
+    pair_spent,
+    pair_struck,
+    pair_surely_open_at,
+)
 from schemas.ledger import Doubt, Learned
 from schemas.records import LANES, Lane, Ready
 
@@ -136,7 +145,7 @@ class Conversation:
             and not self.doubts
             and not any(self.queues.values())
             and not any(rest > now_ms for rest in self.rests.values())
-            and is_settled(self.debt, now_ms)
+            and is_settled(self.debt, now_ms - PAIR_WAY_MS)
         )
 
 
@@ -261,6 +270,8 @@ class NumberSender:
             return Permit.EXPIRED
         if len(self._gates) and not self._gates.admits(self._doors(send), now.monotonic, send.ready.send_id):
             return Permit.VOID
+        if send.has_pair and pair_surely_open_at(self._conversations[send.ready.customer].debt, now.ms) > now.ms:
+            return Permit.VOID  # its burst ended while it waited in line
         if not self.window.take(now.monotonic, asked_at):
             return Permit.WAIT
         if len(self._gates):
@@ -434,7 +445,7 @@ class NumberSender:
     def _opens_at_ms(self, send: Send, conversation: Conversation, now: Instant) -> int:
         opens_at = max(now.ms, conversation.rests.get(send.lane, 0))
         if send.has_pair:
-            opens_at = max(opens_at, pair_open_at(conversation.debt, now.ms))
+            opens_at = max(opens_at, pair_surely_open_at(conversation.debt, now.ms))
         if send.ready.template and len(self._gates):
             template_at = self._gates.opens_at((self._template_door(send),), now.monotonic)
             if template_at is None:

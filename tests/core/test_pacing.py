@@ -24,6 +24,7 @@ from broker.core.pacing import (
     pair_open_at,
     pair_spent,
     pair_struck,
+    pair_surely_open_at,
 )
 
 TIERS = (20, 80, 1_000)
@@ -316,3 +317,13 @@ def test_a_debt_goes_to_another_clock_and_back() -> None:
     assert there.free_at == 1_700_000_068_000
     back = carried(there, -1_700_000_000_000 + 9_000, 60_000)
     assert back.free_at == 68_000 + 9_000
+
+
+def test_a_burst_ends_early_and_a_debt_late_by_what_the_ways_may_differ() -> None:
+    """Meta counts arrivals: a slow first call and a fast last one must not make a send that was allowed a refusal."""
+    debt = burst(3, 1_000_000)
+    assert pair_surely_open_at(debt, 1_000_000) == 1_000_000
+    assert pair_surely_open_at(debt, 1_005_500) == 1_005_500
+    assert pair_surely_open_at(debt, 1_005_501) == 1_018_500
+    assert pair_surely_open_at(debt, 1_018_000) == 1_018_500
+    assert pair_surely_open_at(debt, 1_018_500) == 1_018_500
