@@ -1,0 +1,14 @@
+"""What Depesche costs, beside the barest thing that could do the same, in one run on one machine.
+
+__main__.py        all of it: `make bench`, or `python -m benchmarks --only receiver --runs 5`
+bench_receiver.py  CPU for each webhook made durable: embedded log, Kafka, a handler that only reads and answers
+bench_sender.py    sends a second of one number without limits, beside a loop of an aiohttp client
+bench_tier.py      how much of Meta's tier is used under backlog, and how often Meta would have refused
+
+load.py            webhooks over many connections            webhook_servers.py  what they are aimed at
+graph_servers.py   what sends are aimed at                   graph_callers.py    who sends
+child.py           each of these in a process of its own, pinned     rows.py     figures, and how they are written down
+
+`sketch.md` says what each figure ought to be and why, `results/` what it was. Everything measured is production code
+on a real log; the rivals are measured in the same run, in turns with it, so that a noisy machine is noisy to all.
+"""

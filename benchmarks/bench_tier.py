@@ -1,0 +1,82 @@
+"""How much of Meta's tier a backlog uses, and how often Meta would have refused: promise 4.
+
+The sandbox's platform counts every message in and out within any second, as strictly as can be, in a process of its
+own, 350 ms away and with 30 ms of jitter on the way there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+
+from benchmarks.child import Child, Cores, Facts
+from benchmarks.rows import Progress, Row, medians, row
+
+THROUGHPUT = "130429"
+IN_FLIGHT_MAX = 500
+LATENCY_MS = 350
+SKIP_S = 3.0
+"""After the first send: the window was full, calls were few, the inbound rate was not known yet."""
+MARGIN_S = 3.0
+
+
+def measure(
+    progress: Progress,
+    *,
+    tiers: Sequence[int] = (80, 1_000),
+    seconds: float = 20.0,
+    inbound_shares: Sequence[float] = (0.0, 0.3),
+    runs: int = 1,
+) -> list[Row]:
+    """Return the used share of each tier and its refusals, without inbound and with."""
+    made = []
+    for tier in tiers:
+        for share in inbound_shares:
+            found = [once(tier, share, seconds) for _ in range(runs)]
+            name = f"tier.{tier}{f'.inbound_{share:.0%}' if share else ''}"
+            how: Facts = {
+                "runs": runs,
+                "seconds": seconds,
+                "latency_ms": f"{LATENCY_MS} (log-normal), uplink 10 to 40",
+                "in_flight_max": IN_FLIGHT_MAX,
+                "log": "embedded, fsynced; campaign lane",
+                "inbound": f"Poisson, {tier * share:.0f}/s through the receiver of the same process" if share else "none",
+            }
+            seen = medians(found, "accepted", "inbound", "cpu_busy")
+            made.append(row(f"{name}.used", "of the tier", [run["used"] for run in found], settings=how, seen=seen))
+            refused = [float(run["refused"]) for run in found]
+            made.append(row(f"{name}.refused", f"answers {THROUGHPUT}", refused, settings=how))
+            progress(f"{name}: {made[-2].value:.3f} used, {made[-1].value:.0f} refused, {seen}")
+    return made
+
+
+def once(tier: int, share: float, seconds: float) -> Facts:
+    """One run. Raises `RuntimeError` when the backlog did not last, or anything but the tier was the reason to refuse."""
+    cores = Cores.of_this_machine()
+    span_s = SKIP_S + seconds + MARGIN_S
+    backlog = int(tier * (span_s + 3))
+    with tempfile.TemporaryDirectory(prefix="depesche-bench-") as folder:
+        spec = {"folder": folder, "count": backlog, "throughput_mps": tier, "in_flight_max": IN_FLIGHT_MAX}
+        platform = {"throughput_mps": tier, "latency_ms": LATENCY_MS, "customers": backlog}
+        with (
+            Child("graph_callers", cores.measured, kind="stage", **spec) as caller,
+            Child("graph_servers", cores.rest, kind="platform", webhook_port=caller.facts["port"], **platform) as graph,
+        ):
+            if share:
+                graph.ask(inbound_mps=tier * share)
+            began = time.monotonic()
+            spent = caller.ask(run="some", graph_port=graph.facts["port"], seconds=span_s)
+            seen = graph.ask(skip_s=SKIP_S, seconds=seconds)
+            lasted_s = time.monotonic() - began
+    if seen["over_s"] < seconds:
+        raise RuntimeError(f"tier {tier}: sends ended {seconds - seen['over_s']:.1f} s early, after {lasted_s:.0f} s")
+    if others := {code: n for code, n in seen["refusals_in_all"].items() if code != THROUGHPUT}:
+        raise RuntimeError(f"tier {tier}: refused for other reasons: {others}")
+    return {
+        "used": (seen["accepted"] + seen["inbound"]) / (tier * seconds),
+        "refused": seen["refusals_in_all"].get(THROUGHPUT, 0),
+        "accepted": seen["accepted"],
+        "inbound": seen["inbound"],
+        "cpu_busy": spent["cpu_s"] / spent["wall_s"],
+    }

@@ -1,0 +1,160 @@
+"""Who sends: the sender stage on the embedded log with a backlog, and a bare loop over aiohttp's client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+from msgspec.structs import replace
+
+from benchmarks.child import Facts, Part, be
+from benchmarks.graph_servers import FIRST_PHONE, TOKEN
+from benchmarks.load import APP, NUMBER, SECRET
+from benchmarks.webhook_servers import records_on, settings
+from broker import metrics
+from broker.clock import SystemClock
+from broker.core.opaque import new_send_id, wrap
+from broker.log.catalogue import CONVERSATIONS, catalogue, sends
+from broker.log.contract import Draft
+from broker.log.embedded import EmbeddedLog
+from broker.receiver import Receiver, receiver_app
+from broker.secrets import Secret
+from schemas.ids import CustomerKey, Sink
+from schemas.records import Lane, Ready, SendOutcome, decode_conversation, encode
+from workers.graph import GraphClient
+from workers.sender import SenderStage
+
+VERSION = "v26.0"
+LANE: Lane = "campaign"
+"""Where backlogs stand; and it may fill only half of what is intended ahead, the harder case."""
+
+APPEND_RECORDS = 500
+LOOK_S = 0.02
+FINISH_S_MAX = 150.0
+HOUR_MS = 3_600_000
+
+
+def readies(count: int, now_ms: int) -> Iterator[Ready]:
+    """Sends as the customer stage admits them, each to another customer, so that no pair limit plays a part."""
+    chance = random.Random(4)
+    for n in range(count):
+        phone = str(FIRST_PHONE + n)
+        customer = CustomerKey(f"main:{phone}")
+        send_id = new_send_id(now_ms, chance.randbytes(10))
+        body = {
+            "messaging_product": "whatsapp",
+            "recipient_type": "individual",
+            "to": phone,
+            "type": "text",
+            "text": {"preview_url": False, "body": f"Your order {n:06} left our warehouse and arrives tomorrow."},
+            "biz_opaque_callback_data": wrap(send_id, Sink("assistant"), customer, None),
+        }
+        yield Ready(
+            send_id=send_id,
+            attempt=1,
+            phone_number_id=NUMBER,
+            customer=customer,
+            lane=LANE,
+            send_class="campaign",
+            kind="message",
+            body=json.dumps(body, separators=(",", ":")).encode(),
+            admitted_at=now_ms,
+            not_after=now_ms + HOUR_MS,
+            requested_at=now_ms,
+        )
+
+
+async def play_stage(spec: Facts) -> AsyncIterator[Part]:
+    """The sender stage, its log already holding `count` sends; and a receiver, for what customers write meanwhile.
+
+    {"run": "all"}: send everything, answered with CPU and wall seconds. {"run": "some", "seconds"}: begin, and answer
+    with the CPU used `seconds` later; what is left stays on the log.
+    """
+    of, clock, rng = settings(spec["throughput_mps"]), SystemClock(), random.Random(1)
+    of = replace(of, sender=replace(of.sender, in_flight_max=spec["in_flight_max"]))
+    metrics.prepare()
+    async with AsyncExitStack() as stack:
+        engine = EmbeddedLog(Path(spec["folder"]), catalogue(of), clock=clock, rng=rng)
+        stack.push_async_callback(engine.close)
+        await engine.start()
+        drafts = [Draft(ready.customer.encode(), encode(ready), 0) for ready in readies(spec["count"], clock.now())]
+        for start in range(0, len(drafts), APPEND_RECORDS):
+            await engine.append(sends(LANE), drafts[start : start + APPEND_RECORDS], 30.0)
+        receiver = Receiver(of, {APP: (Secret(SECRET),)}, {APP: Secret("token")}, engine, clock)
+        await receiver.start()
+        stack.push_async_callback(receiver.stop, 5.0)
+        port = receiver_app(receiver, of, clock)
+        await port.start()
+        stack.push_async_callback(port.stop, 2.0)
+
+        async def run(question: Facts) -> Facts:
+            graph = GraphClient(f"http://127.0.0.1:{question['graph_port']}", VERSION, of.sender.call_timeout_s)
+            await graph.start()
+            stack.push_async_callback(graph.close)
+            stage = SenderStage(engine, of, {NUMBER: Secret(TOKEN)}, graph, clock, rng)
+            cpu_s, wall_s = time.process_time(), time.perf_counter()
+            await stage.start()
+            stack.push_async_callback(stage.stop, 5.0)
+            if question["run"] == "some":
+                await asyncio.sleep(question["seconds"])
+            else:
+                async with asyncio.timeout(FINISH_S_MAX):
+                    while await records_on(engine, CONVERSATIONS) < spec["count"]:
+                        await asyncio.sleep(LOOK_S)
+            spent = {"cpu_s": time.process_time() - cpu_s, "wall_s": time.perf_counter() - wall_s}
+            return {**spent, "accepted": await accepted(engine) if question["run"] == "all" else 0}
+
+        yield Part({"port": port.port}, run)
+
+
+async def accepted(engine: EmbeddedLog) -> int:
+    """How many outcomes on the log say that Graph took the send."""
+    found = 0
+    for partition in range(engine.logs[CONVERSATIONS].partitions):
+        async for entry in engine.read(CONVERSATIONS, partition):
+            record = decode_conversation(entry.value)
+            found += isinstance(record, SendOutcome) and record.outcome == "accepted"
+    return found
+
+
+async def play_loop(spec: Facts) -> AsyncIterator[Part]:
+    """The least a sender in aiohttp can be: some coroutines that post the same bodies and read the answers."""
+    bodies = [ready.body for ready in readies(spec["count"], SystemClock().now())]
+    took = 0
+
+    async def work(session: aiohttp.ClientSession, url: str, left: Iterator[bytes]) -> None:
+        nonlocal took
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        for body in left:
+            async with session.post(url, data=body, headers=headers) as answer:
+                took += answer.status == 200 and json.loads(await answer.read())["messages"][0]["id"] != ""
+
+    async def run(question: Facts) -> Facts:
+        nonlocal took
+        took = 0
+        url = f"http://127.0.0.1:{question['graph_port']}/{VERSION}/{NUMBER}/messages"
+        left = iter(bodies)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            cpu_s, wall_s = time.process_time(), time.perf_counter()
+            async with asyncio.timeout(FINISH_S_MAX):
+                await asyncio.gather(*(work(session, url, left) for _ in range(spec["in_flight_max"])))
+            spent = {"cpu_s": time.process_time() - cpu_s, "wall_s": time.perf_counter() - wall_s}
+        return {**spent, "accepted": took}
+
+    yield Part({}, run)
+
+
+async def play(spec: Facts) -> AsyncIterator[Part]:
+    """Whichever the spec names."""
+    async for part in play_loop(spec) if spec["kind"] == "loop" else play_stage(spec):
+        yield part
+
+
+if __name__ == "__main__":
+    be(play)

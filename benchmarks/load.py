@@ -1,0 +1,200 @@
+"""Signed webhooks over many kept connections, from a process that does nothing else.
+
+Closed loop (`rate` 0): each connection sends its next webhook when it has the answer, so that the server is never
+without work: what a webhook costs. Open loop: webhooks are due at a steady rate whether or not the last ones were
+answered, and latency counts from when each was due: what a sender feels.
+
+Every webhook is another message (`wamid`) of one of 20,000 customers, signed. Raw HTTP written and read by hand: a
+client library would be busier than the server it measures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from itertools import count
+from typing import cast
+
+from benchmarks.child import Facts, Part, be, cpu_s
+from broker.core.signature import Signer
+
+APP = "bench"
+SECRET = "benchmark-secret"
+NUMBER = "106540352242922"
+PATH = f"/webhooks/meta/{APP}"
+CUSTOMERS = 20_000
+TICK_S = 0.001
+FINISH_S_MAX = 20.0
+
+HEAD = (
+    f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: facebookexternalua\r\nAccept: */*\r\n"
+    "Content-Type: application/json\r\nX-Hub-Signature-256: {}\r\nContent-Length: {}\r\n\r\n"
+)
+
+
+def webhook(n: int, at_s: int) -> bytes:
+    """The n-th webhook's body: one text message in Meta's shape, some 640 bytes."""
+    phone = 4_915_550_000_000 + n % CUSTOMERS
+    return (
+        '{"object":"whatsapp_business_account","entry":[{"id":"102290129340398","changes":[{"value":{'
+        '"messaging_product":"whatsapp","metadata":{"display_phone_number":"15550001000",'
+        f'"phone_number_id":"{NUMBER}"}},"contacts":[{{"profile":{{"name":"J\\u00f6rg Beispiel"}},"wa_id":"{phone}",'
+        f'"user_id":"DE.1{phone}0000002"}}],"messages":[{{"from":"{phone}","from_user_id":"DE.1{phone}0000002",'
+        f'"id":"wamid.HBgNNDkxNTU1MDAwMTIzNBUCABIYFDNB{n:020}AA==","timestamp":"{at_s}","type":"text",'
+        '"text":{"body":"Gr\\u00fc\\u00dfe \\ud83d\\ude00 is my order on its way? https:\\/\\/example.com\\/a?b=1"}}]},'
+        '"field":"messages"}]}]}'
+    ).encode()
+
+
+class Load:
+    """One run: its connections, what is due, what came back."""
+
+    def __init__(self, first: int) -> None:
+        self._signer = Signer(SECRET.encode())
+        self._numbers = count(first)
+        self._at_s = int(time.time())
+        self.statuses: Counter[int] = Counter()
+        self.latencies: list[float] = []
+        self.sent = 0
+        self.lost = 0
+        self.is_measuring = False
+        self.is_closed_loop = True
+        self.is_over = False
+        self.idle: list[Connection] = []
+        self.due: deque[float] = deque()
+
+    def request(self) -> bytes:
+        """The next webhook, whole."""
+        body = webhook(next(self._numbers), self._at_s)
+        self.sent += 1
+        return HEAD.format(self._signer.sign(body), len(body)).encode() + body
+
+    def answered(self, connection: Connection, status: int, due: float) -> None:
+        """Count an answer; give its connection something new to do."""
+        now = time.perf_counter()
+        self.statuses[status] += 1
+        if self.is_measuring:
+            self.latencies.append(now - due)
+        if self.is_over:
+            return
+        if self.is_closed_loop:
+            connection.send(now)
+        elif self.due:
+            connection.send(self.due.popleft())
+        else:
+            self.idle.append(connection)
+
+    @property
+    def unanswered(self) -> int:
+        """Sent, no answer yet."""
+        return self.sent - sum(self.statuses.values()) - self.lost
+
+
+class Connection(asyncio.Protocol):
+    """One kept connection with one request under way."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._received = b""
+        self._due = 0.0
+        self._busy = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without inheriting
+
+    def send(self, due: float) -> None:
+        """Send the next webhook; its latency counts from `due`."""
+        self._due = due
+        self._busy = True
+        self._transport.write(self._load.request())
+
+    def data_received(self, data: bytes) -> None:
+        """Read an answer: its head, and as much body as that says."""
+        self._received = received = self._received + data if self._received else data
+        head, found, rest = received.partition(b"\r\n\r\n")
+        if not found:
+            return
+        _, named, length = head.lower().partition(b"content-length: ")
+        if named and len(rest) < int(length.partition(b"\r\n")[0]):
+            return
+        self._received = b""
+        self._busy = False
+        self._load.answered(self, int(head[9:12]), self._due)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Count what will not be answered."""
+        self._load.lost += self._busy
+        self._busy = False
+
+    def close(self) -> None:
+        """Close."""
+        self._transport.close()
+
+
+async def run(
+    port: int, connections: int, seconds: float, warm_s: float, rate: float, server: int, first: int
+) -> Facts:
+    """One run against a port; `server` is the process whose CPU is read when the measured time begins and ends."""
+    load = Load(first)
+    loop = asyncio.get_running_loop()
+    opened = [await loop.create_connection(lambda: Connection(load), "127.0.0.1", port) for _ in range(connections)]
+    load.is_closed_loop = rate == 0
+    ticker = None
+    if load.is_closed_loop:
+        for _, connection in opened:
+            connection.send(time.perf_counter())
+    else:
+        load.idle = [connection for _, connection in opened]
+        ticker = asyncio.create_task(_become_due(load, rate))
+    await asyncio.sleep(warm_s)
+    began, server_s, own_s = time.perf_counter(), cpu_s(server), time.process_time()
+    load.is_measuring = True
+    await asyncio.sleep(seconds)
+    load.is_measuring = False
+    wall_s, server_s, own_s = time.perf_counter() - began, cpu_s(server) - server_s, time.process_time() - own_s
+    load.is_over = True
+    if ticker is not None:
+        ticker.cancel()
+    patience = time.perf_counter() + FINISH_S_MAX
+    while load.unanswered and time.perf_counter() < patience:
+        await asyncio.sleep(0.01)
+    for _, connection in opened:
+        connection.close()
+    measured = sorted(load.latencies)
+    return {
+        "sent": load.sent,
+        "ok": load.statuses[200],
+        "measured": len(measured),
+        "rate": len(measured) / wall_s,
+        "cpu_us": server_s * 1e6 / max(1, len(measured)),
+        "server_busy": server_s / wall_s,
+        "load_busy": own_s / wall_s,
+        "p50_ms": measured[len(measured) // 2] * 1e3 if measured else 0.0,
+        "p99_ms": measured[len(measured) * 99 // 100] * 1e3 if measured else 0.0,
+    }
+
+
+async def _become_due(load: Load, rate: float) -> None:
+    began, made = time.perf_counter(), 0
+    while True:
+        elapsed = time.perf_counter() - began
+        while made / rate <= elapsed:
+            due = began + made / rate
+            made += 1
+            if load.idle:
+                load.idle.pop().send(due)
+            else:
+                load.due.append(due)
+        await asyncio.sleep(TICK_S)
+
+
+async def play(_: Facts) -> AsyncIterator[Part]:
+    """The load's process: one run for each question."""
+    yield Part({}, lambda question: run(**question))
+
+
+if __name__ == "__main__":
+    be(play)
