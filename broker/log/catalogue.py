@@ -40,7 +40,7 @@ def catalogue(settings: Settings) -> list[LogSpec]:
         LogSpec(CONVERSATIONS, customers, "time", 7 * DAY_MS),
         LogSpec(STATE, customers, "last"),
         *(LogSpec(sends(lane), slots, "time", 7 * DAY_MS) for lane in LANES),
-        LogSpec(LEDGER, slots, "journal", 2 * DAY_MS),
+        LogSpec(LEDGER, slots, "journal", 8 * DAY_MS),  # outlives the sends it speaks of: a sender may rest for days
         LogSpec(TRAFFIC, slots, "time", HOUR_MS),
         *(LogSpec(deliveries(sink.name), sink.partitions, "time", 7 * DAY_MS) for sink in settings.sinks),
         LogSpec(ACCOUNTS, 1, "time", 7 * DAY_MS),
