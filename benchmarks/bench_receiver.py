@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from benchmarks.child import Child, Cores, Facts, pin
+from benchmarks.load import webhook
 from benchmarks.rows import Progress, Row, medians, row
 from tests.kafka.cluster import LocalKafka
 
@@ -30,13 +31,16 @@ def measure(
     connections: Sequence[int] = CONNECTIONS,
     engines: Sequence[str] = ENGINES,
     steady_mps: float = 1_000.0,
+    bootstrap: str = "",
 ) -> list[Row]:
-    """Return CPU for each webhook under full load, and the latency of each engine at a stated rate."""
+    """Return CPU for each webhook under full load, and the latency of each engine at a stated rate.
+
+    `bootstrap`: a Kafka that is there already; else one is started.
+    """
     cores = Cores.of_this_machine()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="depesche-bench-"))
-        bootstrap = ""
-        if "kafka" in engines:
+        if "kafka" in engines and not bootstrap:
             kafka = LocalKafka()
             stack.callback(kafka.stop)
             for broker in kafka.brokers:
@@ -77,7 +81,7 @@ def measure(
         "warm_s": warm_s,
         "server_cores": list(cores.measured),
         "load_cores": list(cores.rest),
-        "body_bytes": 655,
+        "body_bytes": len(webhook(0, 1_789_300_000)),
         "kafka": "one broker, acks=all, one copy, flush left to the broker as Kafka does",
         "embedded": "SQLite, WAL, fsynced before the answer",
     }
@@ -110,7 +114,7 @@ def rows_of(
                 f"receiver.{engine}.{shape}.{name}",
                 "ms from when it was due" if rate else "µs CPU each",
                 [run[name] for run in runs],
-                rival=beside and (f"receiver.bare.{shape}", [run[name] for run in beside]),
+                rival=(f"receiver.bare.{shape}", [run[name] for run in beside]) if beside else None,
                 settings={**how, "connections": count, "loop": f"open, {rate:.0f}/s" if rate else "closed"},
                 seen=medians(runs, *SEEN, "cpu_us"),
             )

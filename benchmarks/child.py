@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import select
 import subprocess
@@ -83,7 +84,9 @@ class Child:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -123,6 +126,30 @@ class Child:
         return facts
 
 
+class Lag:
+    """How late this process's event loop is: on a shared machine, whether a figure is ours or the neighbours'."""
+
+    def __init__(self) -> None:
+        self._late_ms: list[float] = []
+        self._ticking = asyncio.create_task(self._tick(), name="lag")
+
+    def report(self) -> Facts:
+        """The lateness of a 5 ms timer so far, in ms."""
+        late = sorted(self._late_ms) or [0.0]
+        return {"lag_p99_ms": late[len(late) * 99 // 100], "lag_max_ms": late[-1]}
+
+    def stop(self) -> None:
+        """Tick no more."""
+        self._ticking.cancel()
+
+    async def _tick(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            due = clock() + 0.005
+            await asyncio.sleep(0.005)
+            self._late_ms.append((clock() - due) * 1e3)
+
+
 class Part(NamedTuple):
     """What a child is once it runs: what the parent should know, and how it answers questions."""
 
@@ -135,6 +162,7 @@ Play = Callable[[Facts], AsyncIterator[Part]]
 
 def be(play: Play) -> None:
     """Be a child: play the part (an async generator that yields once) until the parent closes our input."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     spec = json.loads(sys.argv[1])
     os.sched_setaffinity(0, spec.pop("cores"))
     uvloop.run(_serve(asynccontextmanager(play)(spec)))

@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 from msgspec.structs import replace
 
-from benchmarks.child import Facts, Part, be
+from benchmarks.child import Facts, Lag, Part, be
 from benchmarks.graph_servers import FIRST_PHONE, TOKEN
 from benchmarks.load import APP, NUMBER, SECRET
 from benchmarks.webhook_servers import records_on, settings
@@ -31,16 +31,13 @@ from workers.graph import GraphClient
 from workers.sender import SenderStage
 
 VERSION = "v26.0"
-LANE: Lane = "campaign"
-"""Where backlogs stand; and it may fill only half of what is intended ahead, the harder case."""
-
 APPEND_RECORDS = 500
 LOOK_S = 0.02
 FINISH_S_MAX = 150.0
 HOUR_MS = 3_600_000
 
 
-def readies(count: int, now_ms: int) -> Iterator[Ready]:
+def readies(count: int, lane: Lane, now_ms: int) -> Iterator[Ready]:
     """Sends as the customer stage admits them, each to another customer, so that no pair limit plays a part."""
     chance = random.Random(4)
     for n in range(count):
@@ -60,8 +57,8 @@ def readies(count: int, now_ms: int) -> Iterator[Ready]:
             attempt=1,
             phone_number_id=NUMBER,
             customer=customer,
-            lane=LANE,
-            send_class="campaign",
+            lane=lane,
+            send_class=lane,
             kind="message",
             body=json.dumps(body, separators=(",", ":")).encode(),
             admitted_at=now_ms,
@@ -73,8 +70,8 @@ def readies(count: int, now_ms: int) -> Iterator[Ready]:
 async def play_stage(spec: Facts) -> AsyncIterator[Part]:
     """The sender stage, its log already holding `count` sends; and a receiver, for what customers write meanwhile.
 
-    {"run": "all"}: send everything, answered with CPU and wall seconds. {"run": "some", "seconds"}: begin, and answer
-    with the CPU used `seconds` later; what is left stays on the log.
+    {"run": "all"}: send everything, answered with CPU and wall seconds. {"run": "some", "seconds"}: send for so many
+    seconds, then stop; what is left stays on the log.
     """
     of, clock, rng = settings(spec["throughput_mps"]), SystemClock(), random.Random(1)
     of = replace(of, sender=replace(of.sender, in_flight_max=spec["in_flight_max"]))
@@ -83,9 +80,11 @@ async def play_stage(spec: Facts) -> AsyncIterator[Part]:
         engine = EmbeddedLog(Path(spec["folder"]), catalogue(of), clock=clock, rng=rng)
         stack.push_async_callback(engine.close)
         await engine.start()
-        drafts = [Draft(ready.customer.encode(), encode(ready), 0) for ready in readies(spec["count"], clock.now())]
+        lane: Lane = spec["lane"]
+        waiting = readies(spec["count"], lane, clock.now())
+        drafts = [Draft(ready.customer.encode(), encode(ready), 0) for ready in waiting]
         for start in range(0, len(drafts), APPEND_RECORDS):
-            await engine.append(sends(LANE), drafts[start : start + APPEND_RECORDS], 30.0)
+            await engine.append(sends(lane), drafts[start : start + APPEND_RECORDS], 30.0)
         receiver = Receiver(of, {APP: (Secret(SECRET),)}, {APP: Secret("token")}, engine, clock)
         await receiver.start()
         stack.push_async_callback(receiver.stop, 5.0)
@@ -97,18 +96,23 @@ async def play_stage(spec: Facts) -> AsyncIterator[Part]:
             graph = GraphClient(f"http://127.0.0.1:{question['graph_port']}", VERSION, of.sender.call_timeout_s)
             await graph.start()
             stack.push_async_callback(graph.close)
-            stage = SenderStage(engine, of, {NUMBER: Secret(TOKEN)}, graph, clock, rng)
+            stage = SenderStage(engine, of, tokens={NUMBER: Secret(TOKEN)}, graph=graph, clock=clock, rng=rng)
             cpu_s, wall_s = time.process_time(), time.perf_counter()
+            seen: Facts = {}
             await stage.start()
             stack.push_async_callback(stage.stop, 5.0)
             if question["run"] == "some":
+                lag = Lag()
                 await asyncio.sleep(question["seconds"])
+                seen = lag.report()
+                lag.stop()
+                await stage.stop(5.0)
             else:
                 async with asyncio.timeout(FINISH_S_MAX):
-                    while await records_on(engine, CONVERSATIONS) < spec["count"]:
+                    while await records_on(engine, CONVERSATIONS) < spec["count"]:  # noqa: ASYNC110  # nobody tells
                         await asyncio.sleep(LOOK_S)
             spent = {"cpu_s": time.process_time() - cpu_s, "wall_s": time.perf_counter() - wall_s}
-            return {**spent, "accepted": await accepted(engine) if question["run"] == "all" else 0}
+            return {**spent, **seen, "accepted": await accepted(engine) if question["run"] == "all" else 0}
 
         yield Part({"port": port.port}, run)
 
@@ -125,7 +129,7 @@ async def accepted(engine: EmbeddedLog) -> int:
 
 async def play_loop(spec: Facts) -> AsyncIterator[Part]:
     """The least a sender in aiohttp can be: some coroutines that post the same bodies and read the answers."""
-    bodies = [ready.body for ready in readies(spec["count"], SystemClock().now())]
+    bodies = [ready.body for ready in readies(spec["count"], spec["lane"], SystemClock().now())]
     took = 0
 
     async def work(session: aiohttp.ClientSession, url: str, left: Iterator[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""What sends are aimed at: a bare server that accepts everything at once, and the sandbox's platform with its limits."""
+"""What sends are aimed at: a bare server that accepts everything at once, and the sandbox's platform."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from benchmarks.child import Facts, Part, be
+from benchmarks.child import Facts, Lag, Part, be
 from benchmarks.load import CUSTOMERS, NUMBER, PATH, SECRET
 from broker.clock import SystemClock
 from broker.sandbox.app import HttpPoster
@@ -111,6 +111,7 @@ async def play_platform(spec: Facts) -> AsyncIterator[Part]:
     for phone in range(FIRST_PHONE, FIRST_PHONE + spec["customers"]):
         platform.windows.wrote(NUMBER, str(phone), clock.now())
     platform.start()
+    lag = Lag()
     writing: list[asyncio.Task[None]] = []
 
     async def write(mps: float) -> None:
@@ -128,7 +129,7 @@ async def play_platform(spec: Facts) -> AsyncIterator[Part]:
         if "inbound_mps" in question:
             writing.append(asyncio.create_task(write(question["inbound_mps"])))
             return {}
-        return watch.report(question["skip_s"], question["seconds"])
+        return {**watch.report(question["skip_s"], question["seconds"]), **lag.report()}
 
     async def take(request: web.BaseRequest) -> web.Response:
         body = await request.read()
@@ -141,12 +142,13 @@ async def play_platform(spec: Facts) -> AsyncIterator[Part]:
     finally:
         for task in writing:
             task.cancel()
+        lag.stop()
         await platform.stop()
         await poster.close()
 
 
 class _serving:  # noqa: N801  # a context, read as a word
-    def __init__(self, server: web.Server[web.BaseRequest]) -> None:
+    def __init__(self, server: web.Server) -> None:
         self._runner = web.ServerRunner(server, shutdown_timeout=1.0)
 
     async def __aenter__(self) -> int:

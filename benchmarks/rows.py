@@ -96,47 +96,50 @@ def machine() -> str:
     return ", ".join(parts)
 
 
-def write(rows: Sequence[Row], folder: Path, remarks: Sequence[str]) -> None:
+def write(rows: Sequence[Row], folder: Path) -> None:
     """Write both files."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps([msgspec.to_builtins(each) for each in rows], indent=1, ensure_ascii=False)
     (folder / "latest.json").write_text(text + "\n")
-    (folder / "latest.md").write_text(readable(rows, remarks))
+    (folder / "latest.md").write_text(readable(rows))
 
 
-def readable(rows: Sequence[Row], remarks: Sequence[str]) -> str:
+def readable(rows: Sequence[Row]) -> str:
     """The rows as a page."""
     lines = [
         "# Figures",
         "",
-        "Written by `make bench` from `latest.json`; what each ought to be and why: `../sketch.md`.",
-        "",
-        f"- Commit: {rows[0].commit}" if rows else "",
-        f"- Machine: {rows[0].machine}" if rows else "",
-        *(f"- {remark}" for remark in remarks),
-        "",
-        "| figure | value | unit | runs | beside | its value | ratio | seen |",
-        "| --- | ---: | --- | --- | --- | ---: | ---: | --- |",
+        "Written by `make bench` out of `latest.json`. What each ought to be and why, and what to think of these:",
+        "[sketch.md](../sketch.md). A value is the median of its runs; a ratio that of the runs' own ratios.",
     ]
-    for each in rows:
-        runs = " · ".join(_short(run) for run in each.runs)
-        rival = "" if each.against_value is None else _short(each.against_value)
-        ratio = "" if each.ratio is None else f"{each.ratio:.2f}"
-        seen = ", ".join(f"{name} {_short(value)}" for name, value in each.seen.items())
-        lines.append(
-            f"| {each.id} | {_short(each.value)} | {each.unit} | {runs} | {each.against} | {rival} | {ratio} | {seen} |"
-        )
-    shown: dict[str, str] = {}
-    for each in rows:
-        shown.setdefault(each.id.partition(".")[0], ", ".join(f"{n} {v}" for n, v in each.settings.items()))
-    lines += ["", "Settings:", "", *(f"- {name}: {text}" for name, text in shown.items()), ""]
-    return "\n".join(lines)
+    for name in dict.fromkeys(row.id.partition(".")[0] for row in rows):
+        of = [row for row in rows if row.id.partition(".")[0] == name]
+        common = {key: value for key, value in of[0].settings.items() if all(r.settings.get(key) == value for r in of)}
+        lines += ["", f"## {name}", "", f"Commit {of[0].commit}, {of[0].machine}.", ""]
+        lines += [f"- {key}: {value}" for key, value in common.items()]
+        lines += ["", "| figure | value | unit | beside | ratio | runs |", "| --- | ---: | --- | ---: | ---: | --- |"]
+        lines += [_line(row) for row in of]
+        lines += ["", "Seen beside it (medians):", ""]
+        lines += [
+            f"- {row.id}: " + ", ".join(f"{key} {_short(value)}" for key, value in row.seen.items())
+            for row in of
+            if row.seen
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: Row) -> str:
+    runs = " · ".join(_short(run) for run in row.runs)
+    rival = "" if row.against_value is None else f"{_short(row.against_value)} ({row.against})"
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    return f"| {row.id} | {_short(row.value)} | {row.unit} | {rival} | {ratio} | {runs} |"
 
 
 def _short(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 3 if abs(value) < 1 else 2
+    return f"{value:,.{digits}f}"
 
 
 Progress = Callable[[str], None]
