@@ -1,7 +1,7 @@
 """How much of Meta's tier a backlog uses, and how often Meta would have refused: promise 4.
 
 The sandbox's platform counts every message in and out within any second, as strictly as can be, in a process of its
-own, 350 ms away and with 30 ms of jitter on the way there.
+own, 350 ms away and with 10 ms of jitter on the way there.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def measure(
             how: Facts = {
                 "runs": runs,
                 "seconds": seconds,
-                "latency_ms": f"{LATENCY_MS} (log-normal), uplink 10 to 40",
+                "latency_ms": f"{LATENCY_MS} (log-normal), uplink 10 to 20",
                 "in_flight_max": IN_FLIGHT_MAX,
                 "log": f"embedded, fsynced; {LANE} lane",
                 "inbound": f"Poisson, {tier * share:.0f}/s through the receiver of the same process"
