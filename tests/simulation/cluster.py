@@ -233,6 +233,10 @@ class SimulatedCluster:
         self._cut: dict[str, int] = {}
         self._parked: list[tuple[Process, Callable[[], None]]] = []
         self._sessions: dict[Process, Session] = {}
+        self.on_commit: Callable[[Transaction], None] = lambda transaction: None
+        """Told each step when it becomes visible."""
+        self.on_land: Callable[[str, list[bytes]], None] = lambda log, values: None
+        """Told each plain append when it is durable: its log and its values."""
 
     # ── wires ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -367,6 +371,7 @@ class SimulatedCluster:
             if partition.spec.kept == "last":
                 partition.settle(draft.key, draft.value)
             touched[partition] = None
+        self.on_land(name, [draft.value or b"" for draft in drafts])
         for partition in touched:
             self._grown(partition)
 
@@ -447,6 +452,7 @@ class SimulatedCluster:
             for changed, value in step.changes:
                 state.settle(changed, value)
             state.settle(POSITION, encode_position(transaction.position))
+        self.on_commit(transaction)
         self._close(transaction)
 
     def abort(self, transaction: Transaction) -> None:

@@ -252,6 +252,7 @@ class SimLease(_Tenancy):
         cluster = self.engine.cluster
         begun_at = cluster.loop.now
         answer: asyncio.Future[None] = cluster.loop.create_future()
+        await self.engine.at_moment("step.begin", self.stage.name)
         self._committing = True
         with self.tenure.working():
             cluster.world_at(begun_at + cluster.wire_s(), self._write, step, answer)
@@ -271,6 +272,7 @@ class SimLease(_Tenancy):
                 self._committing = False
         self.tenure.prove(begun_at)
         self.holding.backoff.succeeded()
+        await self.engine.at_moment("step.end", self.stage.name)
 
     def _write(self, step: Step, answer: asyncio.Future[None]) -> None:
         self.engine.cluster.when_reached(self.engine.process, lambda: self._written(step, answer))
@@ -282,6 +284,7 @@ class SimLease(_Tenancy):
         except LeaseLost as exc:
             process.arrive_at(cluster.loop.now + cluster.wire_s(), _answer, answer, exc)
             return
+        self.engine.on_moment("step.written", self.stage.name)
         slow = cluster.faults.delay("step.slow")
         process.arrive_at(cluster.loop.now + cluster.flush_s() + slow, self._end, transaction, answer)
 
@@ -305,6 +308,7 @@ class SimLease(_Tenancy):
         except LeaseLost as exc:
             error = exc
         else:
+            self.engine.on_moment("step.landed", self.stage.name)
             if cluster.faults.strikes("step.unheard"):
                 self._doubt(answer)
                 return
@@ -671,6 +675,19 @@ class SimulatedLog:
     def on_crash(self, name: str, key: tuple[str, int], error: Exception) -> None:
         """Called when a partition's coroutine ended with an error; an assembly may put its own here."""
 
+    def on_moment(self, moment: str, where: str) -> None:
+        """Called at the moments where dying is most instructive; an assembly may put its own here, and kill.
+
+        "step.begin", "step.written", "step.landed", "step.end" with a stage's name; "append.begin", "append.landed",
+        "append.end" with a log's.
+        """
+
+    async def at_moment(self, moment: str, where: str) -> None:
+        """Reach a moment in the process's own code: when it is the last one, nothing after it runs."""
+        self.on_moment(moment, where)
+        if not self.process.alive:
+            await self.process.never()
+
     @property
     def logs(self) -> Mapping[str, LogSpec]:
         """Every log by name."""
@@ -723,6 +740,7 @@ class SimulatedLog:
             return
         size = sum(len(draft.key) + len(draft.value or b"") + 64 for draft in drafts)
         answer: asyncio.Future[None] = self.cluster.loop.create_future()
+        await self.at_moment("append.begin", log)
         try:
             async with asyncio.timeout(timeout_s):
                 if self._gate.locked() or (self._bytes and self._bytes + size > self._bytes_max):
@@ -736,6 +754,7 @@ class SimulatedLog:
                 await answer
         except TimeoutError:
             raise LogUnavailable(f"append to {log!r}: not known to be durable within {timeout_s} s") from None
+        await self.at_moment("append.end", log)
 
     def _enqueue(self, item: _Append) -> None:
         self._bytes += item.size
@@ -765,6 +784,7 @@ class SimulatedLog:
                 verdict = LogUnavailable(f"append to {item.log!r}: not known of every partition")
             else:
                 cluster.land(item.log, item.drafts)
+                self.on_moment("append.landed", item.log)
                 if strikes("append.twice"):
                     cluster.land(item.log, item.drafts)
                 if strikes("append.landed_unheard"):

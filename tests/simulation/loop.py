@@ -659,6 +659,11 @@ class Sim:
         """Virtual seconds since the start."""
         return self.loop.now
 
+    @property
+    def true_ms(self) -> int:
+        """The wall clock of whoever's clock is right, in Unix ms."""
+        return EPOCH_MS + int(self.loop.now * 1_000.0)
+
     def random(self, purpose: str) -> Random:
         """Return a stream of its own for a purpose, so that one more draw here changes nothing elsewhere."""
         return Random(f"{self.seed}/{purpose}")

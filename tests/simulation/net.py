@@ -101,6 +101,13 @@ class Net:
         if not self._cuts[pair]:
             del self._cuts[pair]
 
+    async def wire_away(self, process: Process, seconds: float) -> None:
+        """Wait in a process for what its wire does; the dead wait for ever."""
+        if not process.alive:
+            await process.never()
+        if seconds > 0:
+            await asyncio.sleep(seconds)
+
     def _is_cut(self, one: Process, other: Process) -> bool:
         return bool(self._cuts) and frozenset((one.name, other.name)) in self._cuts
 

@@ -1,0 +1,104 @@
+"""Runs seeds: one after the other, or several processes side by side, and says what each came to."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import NamedTuple
+
+from tests.simulation.checker import Checker
+from tests.simulation.faults import Tally
+from tests.simulation.loop import OutOfTime, Sim, SimulationFailed
+from tests.simulation.weather import STORM_FROM_S, STORM_S, Weather, skews_of
+from tests.simulation.world import World, number_at
+
+SETTLE_S = 400.0
+"""From the last fault until nobody waits for anything: the longest doubt, an open breaker, and the skew of two clocks."""
+
+SETTLE_STEPPED_S = 4_200.0
+"""After a clock was an hour ahead: a deadline that was set by it is an hour late."""
+
+REAL_S_MAX = 90.0
+
+
+class Ran(NamedTuple):
+    """What came of one seed. `wrong` is empty when it kept every promise."""
+
+    seed: int
+    wrong: list[str]
+    planned: list[str]
+    struck: dict[str, int]
+    virtual_s: float
+    cpu_s: float
+    digest: str
+    story: str
+
+
+def run(seed: int, *, stormy: bool = True) -> Ran:
+    """Run one seed to its end."""
+    began = time.process_time()
+    logging.disable(logging.CRITICAL)  # the stages say what they withstand; here that is everything
+    wrong: list[str] = []
+    sim = Sim(seed, real_seconds_max=REAL_S_MAX)
+    try:
+        world = World(sim, skews_ms=skews_of(seed) if stormy else {})
+        weather = Weather(world)
+        world.start()
+        if stormy:
+            weather.plan()
+        sim.run(STORM_FROM_S + STORM_S)
+        weather.clear()
+        wrong = _settle(world, weather)
+        world.stop()
+        wrong += [one for one in Checker(world.evidence, world.cluster).check() if one not in wrong]
+    except (OutOfTime, SimulationFailed) as error:
+        wrong.append(f"{type(error).__name__}: {error}")
+    finally:
+        story = sim.story()
+        wrong += [f"{one.at:.3f} {one.process}: {one.text}" for one in sim.loop.failures]
+        sim.loop.close()
+    return Ran(
+        seed, wrong, list(sim.faults.planned), dict(sim.faults.struck), sim.now, time.process_time() - began,
+        sim.digest(), story,
+    )  # fmt: skip
+
+
+def _settle(world: World, weather: Weather) -> list[str]:
+    """Let everything come to its end while a few go on writing; return what did not."""
+    sim = world.sim
+    world.crowd.quiet = world.campaigns.quiet = True
+    ends_at = sim.now + (SETTLE_STEPPED_S if weather.has_steps else SETTLE_S)
+    began = sim.now
+    turn = 0
+    still_open: list[str] = []
+    while sim.now < ends_at:
+        for number in range(3):
+            turn += 1
+            world.crowd.greet(number_at(number), turn)
+        sim.run(8.0)
+        pause = 30.0 if sim.now - began < SETTLE_S else 110.0
+        sim.run(pause)
+        still_open = Checker(world.evidence, world.cluster).open_matters()
+        if not still_open:
+            return []
+    return [f"not settled in time: {one}" for one in still_open[:10]]
+
+
+def batch(seeds: range, jobs: int = 2) -> Iterator[Ran]:
+    """Run seeds in processes of their own, and yield each as it ends."""
+    if jobs < 2:
+        yield from map(run, seeds)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(run, seeds)
+
+
+def check(runs: list[Ran]) -> Tally:
+    """Return the tally of a batch."""
+    tally = Tally()
+    for ran in runs:
+        tally.add(ran.planned, ran.struck)
+    return tally

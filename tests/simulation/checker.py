@@ -1,0 +1,242 @@
+"""Whether a run kept its promises, by what the outside saw of it. The invariants are those of operations.md 1.
+
+I1 nothing accepted is lost · I2 nothing is sent twice but by policy · I3 order · I4 limits · I8 nothing silent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+
+from broker.log.catalogue import CONVERSATIONS, DEADLETTERS, deliveries, sends
+from broker.sandbox.limits import PairDebt
+from schemas.records import (
+    LANES,
+    DeliveryEvent,
+    Item,
+    Ready,
+    SendRequest,
+    decode_conversation,
+    decode_dead_letter,
+    decode_delivery,
+    decode_sends,
+)
+from tests.simulation.bots import event_of, name_of
+from tests.simulation.brand import BY_NUMBER, SETTINGS
+from tests.simulation.cluster import SimulatedCluster
+from tests.simulation.evidence import Evidence, Issued
+
+PAIR_TOLERANCE_S = 0.002
+"""Debts are kept in whole milliseconds."""
+
+VIOLATIONS_MAX = 20
+
+
+class Logs:
+    """The committed records of a run, by log, decoded, each partition in order."""
+
+    def __init__(self, cluster: SimulatedCluster) -> None:
+        self._cluster = cluster
+        self.items: list[tuple[bytes, Item]] = []
+        self.requests: list[tuple[bytes, SendRequest]] = []
+        for key, value in self._records(CONVERSATIONS):
+            record = decode_conversation(value)
+            if isinstance(record, Item):
+                self.items.append((key, record))
+            elif isinstance(record, SendRequest) and record.kind == "message":
+                self.requests.append((key, record))
+        self.events: dict[str, list[DeliveryEvent]] = {
+            sink.name: [decode_delivery(value) for _, value in self._records(deliveries(sink.name))]
+            for sink in SETTINGS.sinks
+        }
+        self.ready: list[Ready] = []
+        for lane in LANES:
+            records = [decode_sends(value) for _, value in self._records(sends(lane))]
+            self.ready += [one for one in records if isinstance(one, Ready) and one.kind == "message"]
+        self.set_aside: set[str] = set()
+        self.letters: Counter[str] = Counter()
+        for _, value in self._records(DEADLETTERS):
+            letter = decode_dead_letter(value)
+            self.letters[letter.reason] += 1
+            if letter.log.startswith("deliveries."):
+                self.set_aside.add(decode_delivery(letter.value).delivery_id)
+
+    def _records(self, log: str) -> list[tuple[bytes, bytes]]:
+        found = []
+        for partition in self._cluster.logs[log].partitions:
+            entries, _ = partition.read(partition.first_offset, 10_000_000)
+            found += [(entry.key, entry.value) for entry in entries]
+        return found
+
+
+class Checker:
+    """Holds a run's evidence against the promises. `open_matters`: what is not settled yet; `violations`: what broke."""
+
+    def __init__(self, evidence: Evidence, cluster: SimulatedCluster) -> None:
+        self._evidence = evidence
+        self._logs = Logs(cluster)
+        self.violations: list[str] = []
+
+    def check(self) -> list[str]:
+        """Return everything that broke a promise so far, and what is not settled at the end."""
+        self.violations = []
+        self._derived_once()
+        self._accepted_once()
+        self._sends_in_order()
+        self._events_in_order()
+        self._within_limits()
+        return self.violations[:VIOLATIONS_MAX] + self.open_matters()[:VIOLATIONS_MAX]
+
+    def _say(self, promise: str, text: str) -> None:
+        self.violations.append(f"{promise}: {text}")
+
+    # ── I1, I8 ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def open_matters(self) -> list[str]:
+        """Return what somebody still waits for: at the end there must be nothing."""
+        evidence, logs = self._evidence, self._logs
+        found: list[str] = []
+        on_log = {item.wamid for _, item in logs.items if item.kind == "message"}
+        statuses_on_log = {(item.wamid, item.status) for _, item in logs.items if item.kind == "status"}
+        for seq, webhook in evidence.webhooks.items():
+            if seq not in evidence.acknowledged:
+                found.append(f"I8: webhook item {seq} ({webhook.kind}) was never answered with 200")
+            elif webhook.kind == "message" and webhook.wamid not in on_log:
+                found.append(f"I1: message of webhook item {seq} was answered with 200 and is on no log")
+            elif webhook.kind == "status" and (webhook.wamid, webhook.status) not in statuses_on_log:
+                found.append(f"I1: status of webhook item {seq} was answered with 200 and is on no log")
+        taken = {(receipt.sink, receipt.event) for receipt in evidence.receipts if receipt.status == 200}
+        by_message: dict[str, str] = {}
+        for sink, events in logs.events.items():
+            for event in events:
+                body = event_of(event.body)
+                if event.kind == "message":
+                    by_message[body["entry"][0]["changes"][0]["value"]["messages"][0]["id"]] = sink
+                if event.delivery_id not in logs.set_aside and (sink, name_of(body)) not in taken:
+                    found.append(f"I1: event {event.delivery_id} ({event.kind}) of {sink}: neither taken nor set aside")
+        for wrote in evidence.wrote:
+            line = BY_NUMBER.get(wrote.number)
+            if line is not None and by_message.get(wrote.wamid) != line.sink:
+                found.append(f"I1: message at {wrote.mono:.3f} of …{wrote.number[-3:]} was not derived for {line.sink}")
+        heard: dict[str, set[str]] = {}
+        for said in evidence.heard:
+            heard.setdefault(said.send_id, set()).add(said.status)
+        ticked: dict[str, set[str]] = {}
+        for tick in evidence.ticks:
+            ticked.setdefault(tick.send, set()).add(tick.status)
+        for _, request in logs.requests:
+            known = heard.get(request.send_id, set())
+            missing = ticked.get(request.send_id, set()) - known
+            if not known or missing:
+                found.append(
+                    f"I8: send {request.send_id} of {request.key_name}: its bot was told {known}, not {missing}"
+                )
+        requested = {request.send_id for _, request in logs.requests}
+        found += [
+            f"I1: send {one.send_id} was taken, is on no log" for one in evidence.asked if one.send_id not in requested
+        ]
+        answers = {json.loads(call.request).get("text", {}).get("body", "").split(" ")[1:2].__str__()
+                   for call in evidence.calls if call.accepted and call.type == "text"}  # fmt: skip
+        failed = {said.own.split("-")[1] for said in evidence.heard if said.status == "failed" and said.own}
+        for wrote in evidence.wrote:
+            text = wrote.message["text"]["body"]
+            place = text.split(" ")[0]
+            if (
+                wrote.number in BY_NUMBER
+                and "#poison" not in text
+                and str([place]) not in answers
+                and place not in failed
+            ):
+                found.append(f"I8: message {place} was not answered")
+        return found
+
+    # ── I2 ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _derived_once(self) -> None:
+        for sink, events in self._logs.events.items():
+            for delivery_id, count in Counter(event.delivery_id for event in events).items():
+                if count > 1:
+                    self._say("I2", f"event {delivery_id} was derived {count} times for {sink}")
+        for attempt, count in Counter((one.send_id, one.attempt) for one in self._logs.ready).items():
+            if count > 1:
+                self._say("I2", f"attempt {attempt} was admitted {count} times")
+
+    def _accepted_once(self) -> None:
+        asked = Counter(one.send_id for one in self._logs.ready)
+        for one in self._logs.ready:
+            if one.attempt > 1 and one.send_class == "campaign":
+                self._say("I2", f"{one.send_id}: a campaign's message was repeated")
+        for send_id, count in Counter(
+            c.send for c in self._evidence.calls if c.accepted and c.kind == "message"
+        ).items():
+            if count > asked[send_id]:
+                self._say("I2", f"{send_id} was accepted {count} times and asked for {asked[send_id]} times")
+        called: Counter[str] = Counter()
+        for issued in self._evidence.issued:
+            called[issued.send_id] += 1
+            if called[issued.send_id] > issued.intents:
+                self._say("I2", f"{issued.send_id} was called at {issued.at:.3f} without an intent that stands")
+
+    # ── I3 ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _sends_in_order(self) -> None:
+        place = {one.send_id: index for index, (_, one) in enumerate(reversed(self._logs.requests))}
+        lane_of = {one.send_id: (one.phone_number_id, one.customer, one.lane) for one in self._logs.ready}
+        last: dict[tuple[str, str, str], str] = {}
+        seen: set[str] = set()
+        for call in self._evidence.calls:
+            if not call.accepted or call.kind != "message" or call.send in seen or call.send not in lane_of:
+                continue
+            seen.add(call.send)
+            lane = lane_of[call.send]
+            before = last.get(lane)
+            if before is not None and place[before] < place[call.send]:
+                self._say("I3", f"{call.send} was accepted after {before}, which was asked for later")
+            last[lane] = call.send
+
+    def _events_in_order(self) -> None:
+        taken: set[tuple[str, str]] = set()
+        queue: dict[tuple[str, str], list[DeliveryEvent]] = {}
+        where: dict[tuple[str, str], tuple[str, int]] = {}
+        for sink, events in self._logs.events.items():
+            for event in events:
+                line = queue.setdefault((sink, event.customer), [])
+                where.setdefault((sink, name_of(event_of(event.body))), (event.customer, len(line)))
+                line.append(event)
+        done: dict[tuple[str, str], int] = {}
+        for receipt in self._evidence.receipts:
+            if receipt.status != 200 or (receipt.sink, receipt.event) in taken:
+                continue
+            taken.add((receipt.sink, receipt.event))
+            spot = where.get((receipt.sink, receipt.event))
+            if spot is None:
+                self._say("I3", f"{receipt.sink} was given an event at {receipt.at:.3f} that is on no log")
+                continue
+            customer, index = spot
+            if index < done.get((receipt.sink, customer), -1):
+                self._say(
+                    "I3", f"{receipt.sink} took event {index} of a customer at {receipt.at:.3f} after a later one"
+                )
+            done[receipt.sink, customer] = max(index, done.get((receipt.sink, customer), -1))
+
+    # ── I4 ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _within_limits(self) -> None:
+        windows: dict[str, deque[float]] = {number: deque() for number in BY_NUMBER}
+        pairs: dict[tuple[str, str], tuple[PairDebt, Issued]] = {}
+        for one in self._evidence.issued:
+            window = windows[one.number]
+            window.append(one.at)
+            while window[0] <= one.at - 1.0:
+                window.popleft()
+            tier = BY_NUMBER[one.number].tier_mps
+            if len(window) > tier:
+                self._say("I4", f"…{one.number[-3:]}: {len(window)} sends in the second up to {one.at:.3f}, {tier} fit")
+            debt, before = pairs.get((one.number, one.customer), (PairDebt(), one))
+            if not (debt.allows(one.at) or debt.allows(one.at + PAIR_TOLERANCE_S)):
+                if before.process == one.process or before.offset_ms == one.offset_ms:  # else the debt came by two clocks
+                    was = f"owes until {debt.free_at:.3f}, last written to by {before.process} at {before.at:.3f}"
+                    self._say("I4", f"{one.process}, …{one.number[-3:]} wrote at {one.at:.3f} to a customer it {was}")
+                debt = PairDebt()
+            debt.charge(one.at)
+            pairs[one.number, one.customer] = debt, one

@@ -1,0 +1,148 @@
+"""What the outside saw of a run, in the order it happened: the only thing the checker may look at.
+
+The wire to Meta, Meta's own journal, the bots' doors, and the logs as a reader of committed records sees them. No line
+here asks a stage what it believes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from broker.log.catalogue import LEDGER, TRAFFIC
+from broker.sandbox.journal import Called, Entry, Journal, Posted, Ticked, Webhook, Wrote
+from schemas.ledger import Intent, Snapshot, Written, decode_ledger
+from schemas.records import decode_digest
+from tests.simulation.cluster import SimulatedCluster, Transaction
+from tests.simulation.loop import Process, Sim
+
+
+class Issued(NamedTuple):
+    """A send whose bytes left one of our processes. `offset_ms` is what that machine's wall clock was off by.
+    `intents`: how many intents of this send were committed by then; `attempt`: the newest one's."""
+
+    at: float
+    number: str
+    customer: str
+    send_id: str
+    process: str
+    offset_ms: int
+    intents: int
+    attempt: int
+
+
+class Digest(NamedTuple):
+    """Inbound messages that became known: their digest can be read since this moment."""
+
+    at: float
+    number: str
+    count: int
+
+
+class Receipt(NamedTuple):
+    """A POST a bot answered. `event` names it by its bytes; `status` is the answer."""
+
+    at: float
+    sink: str
+    event: str
+    status: int
+
+
+class Asked(NamedTuple):
+    """A send the gateway took: a bot holds its id and waits to hear what came of it."""
+
+    at: float
+    sink: str
+    send_id: str
+    own: str
+
+
+class Heard(NamedTuple):
+    """A status a bot was told."""
+
+    at: float
+    sink: str
+    send_id: str
+    status: str
+    code: int
+    own: str | None
+
+
+class Evidence:
+    """Collects. Everything is a list in the order of time."""
+
+    def __init__(self, sim: Sim, cluster: SimulatedCluster, journal: Journal) -> None:
+        self.sim = sim
+        self.issued: list[Issued] = []
+        self.digests: list[Digest] = []
+        self.receipts: list[Receipt] = []
+        self.asked: list[Asked] = []
+        self.heard: list[Heard] = []
+        self.calls: list[Called] = []
+        self.ticks: list[Ticked] = []
+        self.wrote: list[Wrote] = []
+        self.webhooks: dict[int, Webhook] = {}
+        self.acknowledged: dict[int, float] = {}
+        """Items of POSTs that were answered with 200, by their number, and when."""
+        self.steps = 0
+        self._intents: dict[str, dict[tuple[int, int], None]] = {}
+        journal.listen(self._see)
+        cluster.on_commit = self._committed
+        cluster.on_land = self._landed
+        self._by_kind: dict[type[Entry], Callable[[Entry], None]] = {
+            Called: self.calls.append,  # type: ignore[dict-item]  # each list takes its own kind
+            Ticked: self.ticks.append,  # type: ignore[dict-item]
+            Wrote: self.wrote.append,  # type: ignore[dict-item]
+        }
+
+    def issue(self, process: Process, number: str, customer: str, send_id: str) -> None:
+        """Note that a call's bytes leave now."""
+        intents = list(self._intents.get(send_id, ()))
+        offset_ms = process.clock.now() - self.sim.true_ms
+        self.issued.append(
+            Issued(
+                self.sim.now,
+                number,
+                customer,
+                send_id,
+                f"{process.name}#{process.incarnation}",
+                offset_ms,
+                len(intents),
+                intents[-1][0] if intents else 0,
+            )
+        )
+
+    def _see(self, entry: Entry) -> None:
+        keep = self._by_kind.get(type(entry))
+        if keep is not None:
+            keep(entry)
+        elif isinstance(entry, Webhook):
+            self.webhooks[entry.seq] = entry
+        elif isinstance(entry, Posted) and entry.answer == 200:
+            for seq in entry.items:
+                self.acknowledged.setdefault(seq, self.sim.now)
+
+    def _committed(self, transaction: Transaction) -> None:
+        self.steps += 1
+        if transaction.stage.state != LEDGER:
+            return
+        for _, value in transaction.step.changes:
+            for intent in intents_of(value or b""):
+                self._intents.setdefault(intent.send_id, {})[intent.attempt, intent.at] = None
+
+    def _landed(self, log: str, values: list[bytes]) -> None:
+        if log == TRAFFIC:
+            for value in values:
+                digest = decode_digest(value)
+                self.digests.append(Digest(self.sim.now, digest.phone_number_id, digest.count))
+
+
+def intents_of(value: bytes) -> list[Intent]:
+    """Return the intents a record of the ledger names; a snapshot repeats those that are still open."""
+    try:
+        record = decode_ledger(value)
+    except msgspec.MsgspecError:  # the position stands there too
+        return []
+    return record.intents if isinstance(record, Written | Snapshot) else []
