@@ -18,6 +18,7 @@ class SimulatedHarness:
     name = "simulated"
     spans_processes = True
     patience_s = 30.0
+    steps_many = 1_100
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
