@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -77,7 +77,7 @@ def _settle(world: World, weather: Weather) -> list[str]:
     while sim.now < ends_at:
         for number in range(3):
             turn += 1
-            world.crowd.greet(number_at(number), turn)
+            sim.loop.call_soon(world.crowd.greet, number_at(number), turn, context=sim.processes["platform"].context)
         sim.run(8.0)
         pause = 30.0 if sim.now - began < SETTLE_S else 110.0
         sim.run(pause)
@@ -87,7 +87,7 @@ def _settle(world: World, weather: Weather) -> list[str]:
     return [f"not settled in time: {one}" for one in still_open[:10]]
 
 
-def batch(seeds: range, jobs: int = 2) -> Iterator[Ran]:
+def batch(seeds: Iterable[int], jobs: int = 2) -> Iterator[Ran]:
     """Run seeds in processes of their own, and yield each as it ends."""
     if jobs < 2:
         yield from map(run, seeds)
