@@ -1,12 +1,13 @@
 """`depesche …`: what an operator types. Parses, loads the configuration, hands over to `broker.compose`.
 
 Exit codes: 0 done; 1 a crash of ours; 2 wrong usage or configuration; 3 the log or a port cannot be had; 4 a check
-found something that is not as it should be; 130 stopped at once by a second signal.
+found something that is not as it should be; 130 interrupted, or stopped at once by a second signal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 import msgspec
 import uvloop
+from click.core import ParameterSource
 
 from broker import compose, inspect, trial
 from broker.config import Config, load
@@ -28,7 +30,7 @@ EXIT_CODES = """\
 \b
 Exit codes: 0 done · 1 a crash of ours · 2 wrong usage or configuration
 3 the log or a port cannot be had · 4 a check found something wrong
-130 stopped at once by a second signal
+130 interrupted, or stopped at once by a second signal
 """
 
 T = TypeVar("T")
@@ -69,8 +71,12 @@ def run_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         fail(EXIT_CONFIG, str(error))
     except LogUnavailable as error:
         fail(EXIT_UNAVAILABLE, str(error))
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`depesche tail … | head`). Nothing is left to flush at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except OSError as error:
-        fail(EXIT_UNAVAILABLE, str(error))
+        fail(EXIT_UNAVAILABLE, error.strerror or str(error))
     except KeyboardInterrupt:
         sys.exit(130)
     except DepescheError as error:
@@ -92,14 +98,28 @@ def main() -> None:
     show_default=True,
     help="Without --config: the folder of a trial with sandbox and sample bots, made at the first start.",
 )
+@click.option(
+    "--base-port",
+    type=click.IntRange(1, 65_536 - len(trial.Ports._fields)),
+    help="Without --config: the first of the trial's six ports in a row, for receiver, gateway, sandbox, the two "
+    "sample bots and admin. Without it 8080, 8081, 8090, 8091, 8092 and 9090, or what the trial had last.",
+)
 @admin_option
-def run(config_path: Path | None, data: Path, admin_port: int | None) -> None:
+@click.pass_context
+def run(
+    context: click.Context, config_path: Path | None, data: Path, base_port: int | None, admin_port: int | None
+) -> None:
     """Run everything in one process: receiver, gateway, all stages, and the sandbox where one is configured."""
     if config_path is None:
         try:
-            config_path = trial.prepare(data, trial.Ports())
+            config_path = trial.prepare(data, None if base_port is None else trial.Ports.from_base(base_port))
         except Misconfigured as error:
             fail(EXIT_CONFIG, str(error))
+    else:
+        for name in ("data", "base_port"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                option = "--" + name.replace("_", "-")
+                raise click.UsageError(f"{option} belongs to a trial; a configuration says it itself (--config)")
     config = loaded(config_path)
     run_loop(lambda: compose.serve(config, compose.Roles.everything(config), admin_port, greet=click.echo))
 
@@ -164,7 +184,12 @@ def config() -> None:
 @config_option
 def config_check(config_path: Path) -> None:
     """Check a configuration and that all its secrets can be read."""
-    settings = loaded(config_path).settings
+    config = loaded(config_path)
+    try:
+        compose.rehearse(config)
+    except Misconfigured as error:
+        fail(EXIT_CONFIG, str(error))
+    settings = config.settings
     click.echo(
         f"{config_path}: right. {len(settings.apps)} apps, {len(settings.numbers)} numbers, "
         f"{len(settings.sinks)} sinks, {len(settings.keys)} keys, {len(settings.routes)} routes, "
@@ -221,7 +246,7 @@ def _topics(config: Config, *, apply: bool) -> None:
 @click.option("--offset", type=click.IntRange(0), help="Begin here instead of the first record.")
 @click.option("--follow/--no-follow", default=False, help="Go on when the end is reached, until Ctrl-C.")
 @click.option("--limit", type=click.IntRange(1), help="Stop after so many records.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, nothing left out or masked.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, nothing left out.")
 @click.option("--reveal", is_flag=True, help="Do not mask phone numbers.")
 def tail(
     log: str,
@@ -237,12 +262,9 @@ def tail(
     config = loaded(config_path)
 
     def show(entry: Entry) -> None:
-        click.echo(msgspec.json.encode(inspect.as_tree(entry)) if as_json else inspect.as_line(entry, reveal=reveal))
+        click.echo(_json(entry, reveal=reveal) if as_json else inspect.as_line(entry, reveal=reveal))
 
-    try:
-        run_loop(lambda: compose.tail(config, log, show, partition, offset, limit, follow=follow))
-    except BrokenPipeError:
-        sys.exit(0)
+    run_loop(lambda: compose.tail(config, log, show, partition, offset, limit, follow=follow))
 
 
 @main.group()
@@ -260,19 +282,16 @@ def deadletters_list(config_path: Path, limit: int | None, as_json: bool, reveal
     config = loaded(config_path)
 
     def show(entry: Entry) -> None:
-        if as_json:
-            click.echo(msgspec.json.encode(inspect.as_tree(entry)))
-        else:
-            line = inspect.dead_letter_line(entry)
-            click.echo(line if reveal else inspect.mask(line))
+        click.echo(_json(entry, reveal=reveal) if as_json else inspect.dead_letter_line(entry, reveal=reveal))
 
     run_loop(lambda: compose.tail(config, DEADLETTERS, show, None, None, limit, follow=False))
 
 
 @deadletters.command("show")
 @config_option
+@click.option("--reveal", is_flag=True, help="Do not mask phone numbers.")
 @click.argument("place")
-def deadletters_show(config_path: Path, place: str) -> None:
+def deadletters_show(config_path: Path, reveal: bool, place: str) -> None:
     """Show one dead letter whole. PLACE is as `list` prints it: partition/offset."""
     config = loaded(config_path)
     partition, _, offset = place.partition("/")
@@ -285,7 +304,12 @@ def deadletters_show(config_path: Path, place: str) -> None:
     run_loop(lambda: compose.tail(config, DEADLETTERS, found.append, int(partition), int(offset), 1, follow=False))
     if not found or found[0].offset != int(offset):
         fail(EXIT_CHECK, f"no dead letter at {place}")
-    click.echo(msgspec.json.format(msgspec.json.encode(inspect.as_tree(found[0])), indent=2))
+    click.echo(msgspec.json.format(_json(found[0], reveal=reveal), indent=2))
+
+
+def _json(entry: Entry, *, reveal: bool) -> bytes:
+    tree = inspect.as_tree(entry)
+    return msgspec.json.encode(tree if reveal else inspect.masked(tree))
 
 
 if __name__ == "__main__":

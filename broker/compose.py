@@ -12,9 +12,10 @@ import os
 import platform
 import random
 import signal
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -135,6 +136,27 @@ def engine_of(config: Config, clock: Clock, rng: random.Random, *, create: bool 
     )
 
 
+def rehearse(config: Config) -> None:
+    """Build what needs neither log nor port, as the roles will. Raises `Misconfigured` with a line for each error."""
+    settings, sandbox = config.settings, config.settings.sandbox
+    secrets = config.sink_secrets()
+    attempts: list[Callable[[], object]] = [
+        lambda: context_of(settings),
+        lambda: guard_of(settings.connector),
+        *(partial(Target, sink, [secrets[sink.name]]) for sink in settings.sinks),
+    ]
+    if sandbox is not None:
+        attempts += [partial(_sample_bots, config, sandbox, SystemClock()), partial(_must_be_playable, sandbox)]
+    errors: list[str] = []
+    for attempt in attempts:
+        try:
+            attempt()
+        except (Misconfigured, ValueError) as error:
+            errors.append(str(error))
+    if errors:
+        raise Misconfigured("\n".join(errors))
+
+
 async def serve(
     config: Config, roles: Roles, admin_port: int | None = None, greet: Callable[[str], None] | None = None
 ) -> None:
@@ -149,13 +171,15 @@ async def serve(
     metrics.build_info.labels(
         version("depesche"), os.environ.get("DEPESCHE_REVISION", ""), platform.python_version(), settings.log.engine
     ).set(1)
+    rehearse(config)
     stopping = _signals()
     process = _Process(config, roles)
     admin = Admin(admin_settings, process.vitals, process.clock, process.ready)
     async with AsyncExitStack() as stack:
         process.vitals.start()
         stack.push_async_callback(process.vitals.stop)
-        await admin.start()
+        with _port("admin.port", admin_settings.port):
+            await admin.start()
         stack.push_async_callback(admin.stop)
         starting = asyncio.ensure_future(process.start(stack))
         stopped = asyncio.ensure_future(stopping.wait())
@@ -165,6 +189,8 @@ async def serve(
             await asyncio.wait([starting], timeout=GRACE_S_RUN)
             if not stopping.is_set():
                 raise LogUnavailable(f"not started within {START_S_MAX:.0f} s: is the log reachable?")
+            if starting.done() and not starting.cancelled() and (error := starting.exception()) is not None:
+                raise error
             return
         starting.result()
         admin.started = True
@@ -230,11 +256,7 @@ class _Process:
             started.append(delivery.stop)
             self._watch("delivery", delivery)
         if "customer" in self.roles.stages:
-            try:
-                context = context_of(settings)
-            except ValueError as error:
-                raise Misconfigured(f"routes: {error}") from None
-            customer = CustomerStage(engine, context, self.clock, self.rng)
+            customer = CustomerStage(engine, context_of(settings), self.clock, self.rng)
             await customer.start()
             started.append(customer.stop)
             self._watch("customer", customer)
@@ -256,7 +278,8 @@ class _Process:
             await gateway.start()
             stack.push_async_callback(gateway.stop, self.roles.grace_s)
             port = gateway_app(gateway, settings, self.clock)
-            await port.start()
+            with _port("gateway.port", settings.gateway.port):
+                await port.start()
             stack.push_async_callback(port.stop, self.roles.grace_s)
             self.ready["gateway"] = gateway.why_not_ready
             self._addresses.append(f"gateway   http://{settings.gateway.host}:{port.port}  (bots send here)")
@@ -265,7 +288,8 @@ class _Process:
             await receiver.start()
             stack.push_async_callback(receiver.stop, self.roles.grace_s)
             port = receiver_app(receiver, settings, self.clock)
-            await port.start()
+            with _port("receiver.port", settings.receiver.port):
+                await port.start()
             stack.push_async_callback(port.stop, self.roles.grace_s)
             self.ready["receiver"] = receiver.why_not_ready
             self._addresses.append(f"receiver  http://{settings.receiver.host}:{port.port}/webhooks/meta/<app>")
@@ -273,26 +297,20 @@ class _Process:
     async def _start_bots(self, stack: AsyncExitStack, settings: SandboxSettings) -> None:
         if not settings.bots:
             return
-        config = self.config
-        bots = SampleBots(
-            settings.bots,
-            secrets=[config.secret(f"sandbox.bots[{i}].secret") for i in range(len(settings.bots))],
-            keys=[config.secret(f"sandbox.bots[{i}].key") for i in range(len(settings.bots))],
-            clock=self.clock,
-        )
-        await bots.start()
+        bots = _sample_bots(self.config, settings, self.clock)
+        with _port("sandbox.bots' ports", *(bot.port for bot in settings.bots)):
+            await bots.start()
         stack.push_async_callback(bots.stop)
 
     async def _start_sandbox(self, stack: AsyncExitStack, settings: SandboxSettings) -> None:
         config = self.config
-        if settings.app_secret is None or not settings.webhook_url or not settings.numbers:
-            raise Misconfigured("sandbox: needs app_secret, webhook_url and at least one of sandbox.numbers")
         tokens = {
             n.phone_number_id: config.secret(f"sandbox.numbers[{i}].token") for i, n in enumerate(settings.numbers)
         }
         folder: Path | None = config.base / settings.path if settings.path else None
         self._sandbox = Sandbox(settings, tokens, config.secret("sandbox.app_secret"), folder, self.clock)
-        await self._sandbox.start()
+        with _port("sandbox.port", settings.port):
+            await self._sandbox.start()
         stack.push_async_callback(self._sandbox.stop)
 
     def _watch(self, name: str, stage: Stage) -> None:
@@ -306,6 +324,33 @@ class _Process:
             return None
 
         self.ready[name] = why_not_ready
+
+
+def _sample_bots(config: Config, settings: SandboxSettings, clock: Clock) -> SampleBots:
+    return SampleBots(
+        settings.bots,
+        secrets=[config.secret(f"sandbox.bots[{i}].secret") for i in range(len(settings.bots))],
+        keys=[config.secret(f"sandbox.bots[{i}].key") for i in range(len(settings.bots))],
+        clock=clock,
+    )
+
+
+def _must_be_playable(settings: SandboxSettings) -> None:
+    if settings.app_secret is None or not settings.webhook_url or not settings.numbers:
+        raise Misconfigured("sandbox: needs app_secret, webhook_url and at least one of sandbox.numbers")
+
+
+@contextmanager
+def _port(where: str, *ports: int) -> Iterator[None]:
+    """Say of a port that cannot be had which setting names it."""
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        numbers = ", ".join(str(port) for port in ports)
+        raise OSError(
+            error.errno, f"{where} = {numbers}: cannot be opened ({why}); end what uses it, or choose another port"
+        ) from None
 
 
 async def _stop_together(stops: Sequence[Callable[[float], Awaitable[None]]], grace_s: float) -> None:
@@ -372,36 +417,57 @@ async def tail(
     settings = config.settings
     if settings.log.engine == "embedded":
         folder = config.base / settings.log.embedded.path
-        async for entry in glance(folder, log, partition=partition, offset=offset or 0, tail=follow):
-            if shown(entry):
-                return
+        async with aclosing(glance(folder, log, partition=partition, offset=offset or 0, tail=follow)) as entries:
+            async for entry in entries:
+                if shown(entry):
+                    return
         return
     engine = engine_of(config, SystemClock(), random.SystemRandom(), create=False)
     specs = engine.logs
     if log not in specs:
         raise Misconfigured(f"no log {log!r}; there are {', '.join(sorted(specs))}")
     if partition is not None and partition >= specs[log].partitions:
-        raise Misconfigured(f"--partition {partition}: {log} has partitions 0 to {specs[log].partitions - 1}")
-    await engine.start()
+        raise Misconfigured(f"partition {partition}: {log} has partitions 0 to {specs[log].partitions - 1}")
+    wanted = range(specs[log].partitions) if partition is None else (partition,)
     try:
-        wanted = range(specs[log].partitions) if partition is None else (partition,)
-        queue: asyncio.Queue[Entry | None] = asyncio.Queue(maxsize=1_000)
-
-        async def pump(number: int) -> None:
-            async for entry in engine.read(log, number, offset, tail=follow):
-                await queue.put(entry)
-            await queue.put(None)
-
-        async with asyncio.TaskGroup() as group:
-            pumps = [group.create_task(pump(number)) for number in wanted]
-            open_pumps = len(pumps)
-            while open_pumps:
-                record = await queue.get()
-                if record is None:
-                    open_pumps -= 1
-                elif shown(record):
-                    break
-            for each in pumps:
-                each.cancel()
+        try:
+            async with asyncio.timeout(START_S_MAX):
+                await engine.start()
+        except TimeoutError:
+            raise LogUnavailable(f"not opened within {START_S_MAX:.0f} s: is the log reachable?") from None
+        await _merge(engine, log, wanted, offset, shown, follow=follow)
+    except ExceptionGroup as failed:
+        # A group says that several readers were at work; whoever asked wants to know what went wrong.
+        raise failed.exceptions[0] from None
     finally:
         await engine.close()
+
+
+async def _merge(
+    engine: LogEngine,
+    log: str,
+    partitions: Iterable[int],
+    offset: int | None,
+    shown: Callable[[Entry], bool],
+    *,
+    follow: bool,
+) -> None:
+    """Read partitions side by side until `shown` has enough or all of them end. Raises `ExceptionGroup`."""
+    queue: asyncio.Queue[Entry | None] = asyncio.Queue(maxsize=1_000)
+
+    async def pump(number: int) -> None:
+        async for entry in engine.read(log, number, offset, tail=follow):
+            await queue.put(entry)
+        await queue.put(None)
+
+    async with asyncio.TaskGroup() as group:
+        pumps = [group.create_task(pump(number)) for number in partitions]
+        open_pumps = len(pumps)
+        while open_pumps:
+            record = await queue.get()
+            if record is None:
+                open_pumps -= 1
+            elif shown(record):
+                break
+        for each in pumps:
+            each.cancel()

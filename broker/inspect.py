@@ -20,6 +20,7 @@ TEXT_CHARS_MAX = 160
 """A line for a person; `--json` shows everything."""
 
 _DIGITS = re.compile(r"\d{7,}")
+_LINE_ENDS = str.maketrans("", "", "\n\r\t")
 
 
 def as_tree(entry: Entry) -> dict[str, Any]:
@@ -34,12 +35,15 @@ def as_tree(entry: Entry) -> dict[str, Any]:
     }
 
 
-def record_tree(value: bytes) -> Any:
-    """Return a record's value as a tree: JSON inside it decoded, other bytes as text or base 64."""
+def record_tree(value: bytes) -> dict[str, Any]:
+    """Return a record's value as a tree: JSON inside it decoded, other bytes as text or base 64.
+
+    A stage's own memory, and records of a version we do not know, are shown by their structure where they have one.
+    """
     try:
         record = records.decode_any(value)
     except msgspec.MsgspecError:
-        return {"unreadable": readable(value)}
+        return _structure(value)
     if isinstance(record, records.DeadLetter):
         tree = _tree(record)
         tree["value"] = record_tree(record.value)
@@ -48,19 +52,27 @@ def record_tree(value: bytes) -> Any:
 
 
 def as_line(entry: Entry, *, reveal: bool = False) -> str:
-    """Return a record in one line for a person. Long digit runs are masked unless `reveal`: they are phone numbers."""
-    tree = record_tree(entry.value)
-    what = str(tree.pop("type", "?")) if isinstance(tree, dict) else "?"
-    parts = [f"{name}={_short(value)}" for name, value in tree.items()] if isinstance(tree, dict) else [_short(tree)]
-    text = (
-        f"{entry.partition}/{entry.offset} {instant(entry.appended_at)} {readable(entry.key)} {what} {' '.join(parts)}"
-    )
-    return text if reveal else mask(text)
+    """Return a record in one line for a person. Long digit runs in texts are masked unless `reveal`: phone numbers."""
+    key, tree = readable(entry.key), record_tree(entry.value)
+    if not reveal:
+        key, tree = mask(key), masked(tree)
+    what = str(tree.pop("type", "?"))
+    parts = [f"{name}={_short(value)}" for name, value in tree.items()]
+    return _one_line(f"{entry.partition}/{entry.offset} {instant(entry.appended_at)} {key} {what} {' '.join(parts)}")
 
 
 def mask(text: str) -> str:
     """Keep the last three of every run of seven or more digits."""
     return _DIGITS.sub(lambda found: "•" * 4 + found.group()[-3:], text)
+
+
+def masked(tree: Any) -> Any:
+    """Return a tree with every text in it masked; numbers, which are instants and places, stay."""
+    if isinstance(tree, str):
+        return mask(tree)
+    if isinstance(tree, dict):
+        return {name: masked(value) for name, value in tree.items()}
+    return [masked(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def instant(at: int) -> str:
@@ -69,12 +81,14 @@ def instant(at: int) -> str:
 
 
 def readable(raw: bytes) -> str:
-    """Return bytes as text where they are text, else as base 64 with a mark."""
+    """Return bytes as text where they are text of one or more lines, else as base 64 with a mark."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         return "base64:" + base64.b64encode(raw).decode()
-    return text if text.isprintable() else "base64:" + base64.b64encode(raw).decode()
+    if text.translate(_LINE_ENDS).isprintable():
+        return text
+    return "base64:" + base64.b64encode(raw).decode()
 
 
 def _tree(record: msgspec.Struct) -> dict[str, Any]:
@@ -84,6 +98,29 @@ def _tree(record: msgspec.Struct) -> dict[str, Any]:
         value = getattr(record, name)
         tree[name] = _body(value) if isinstance(value, bytes) else value
     return tree
+
+
+def _structure(value: bytes) -> dict[str, Any]:
+    try:
+        tree = msgspec.msgpack.decode(value)
+    except (msgspec.MsgspecError, RecursionError, ValueError):
+        tree = None
+    if not isinstance(tree, dict | list):  # a lone byte is a number in msgpack: that says nothing
+        return {"unreadable": readable(value)}
+    return {"type": "structure", "value": _plain(tree)}
+
+
+def _plain(tree: Any) -> Any:
+    match tree:
+        case bytes():
+            return readable(tree)
+        case dict():
+            return {name if isinstance(name, str) else str(_plain(name)): _plain(value) for name, value in tree.items()}
+        case list() | tuple():
+            return [_plain(value) for value in tree]
+        case None | bool() | int() | float() | str():
+            return tree
+    return str(tree)
 
 
 def _body(raw: bytes) -> Any:
@@ -100,14 +137,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= TEXT_CHARS_MAX else text[: TEXT_CHARS_MAX - 1] + "…"
 
 
-def dead_letter_line(entry: Entry) -> str:
+def _one_line(text: str) -> str:
+    """Escape what would break a line or steer a terminal: these bytes came from outside."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def dead_letter_line(entry: Entry, *, reveal: bool = False) -> str:
     """Return a dead letter in one line: its place, when, who set it aside and why, where it stood."""
     try:
         letter = records.decode_dead_letter(entry.value)
     except msgspec.MsgspecError:
-        return as_line(entry, reveal=True)
+        return as_line(entry, reveal=reveal)
     stood = f"{letter.log}/{letter.partition}/{letter.offset}" if letter.log else "never on a log"
+    detail = _one_line(_short(letter.detail))
     return (
         f"{entry.partition}/{entry.offset} {instant(letter.at)} {letter.stage} {letter.reason} after {letter.attempts} "
-        f"({stood}) {_short(letter.detail)}"
+        f"({stood}) {detail if reveal else mask(detail)}"
     )

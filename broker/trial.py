@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 import secrets
+import tomllib
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
@@ -28,6 +29,11 @@ class Ports(NamedTuple):
     assistant: int = 8091
     orders: int = 8092
     admin: int = 9090
+
+    @classmethod
+    def from_base(cls, base: int) -> Ports:
+        """Return six ports in a row, in the order of the fields. `base`: the first, 1 to 65530."""
+        return cls(*range(base, base + len(cls._fields)))
 
 
 _CONFIG = Template("""\
@@ -160,11 +166,25 @@ def new_key() -> tuple[str, str]:
     return key, hashlib.sha256(key.encode()).hexdigest()
 
 
-def prepare(folder: Path, ports: Ports) -> Path:
-    """Return the configuration of the trial in a folder, made if there is none. Raises `Misconfigured`."""
+def prepare(folder: Path, ports: Ports | None = None) -> Path:
+    """Return the configuration of the trial in a folder, made if there is none.
+
+    `ports` moves a trial that exists to other ports, None leaves it where it is. Raises `Misconfigured` when the folder
+    cannot be had, or when a configuration that somebody has edited would have to be moved.
+    """
     config = folder / CONFIG
-    if config.exists():
-        return config
+    try:
+        if not config.exists():
+            _make(folder, ports or Ports())
+        elif ports is not None:
+            _move(config, ports)
+    except OSError as error:
+        raise Misconfigured(f"{folder}: a trial cannot be kept there ({error.strerror}); name another --data") from None
+    return config
+
+
+def _make(folder: Path, ports: Ports) -> None:
+    """Make a trial. The configuration comes last and whole, so that a folder with one has everything."""
     assistant_key, assistant_sha256 = new_key()
     orders_key, orders_sha256 = new_key()
     values = {
@@ -176,18 +196,44 @@ def prepare(folder: Path, ports: Ports) -> Path:
         "assistant-key": assistant_key,
         "orders-key": orders_key,
     }
+    (folder / "secrets").mkdir(parents=True, exist_ok=True)
+    for name, value in values.items():
+        _write(folder / "secrets" / name, value + "\n", 0o600)
+    _write(folder / CONFIG, _text(ports, assistant_sha256, orders_sha256), 0o644)
+
+
+def _move(config: Path, ports: Ports) -> None:
+    """Write a trial's configuration anew with other ports, if it stands as we made it."""
+    text = config.read_text()
     try:
-        (folder / "secrets").mkdir(parents=True, exist_ok=True)
-        for name, value in values.items():
-            _write(folder / "secrets" / name, value + "\n", 0o600)
-        text = _CONFIG.substitute(ports._asdict(), assistant_sha256=assistant_sha256, orders_sha256=orders_sha256)
-        _write(config, text, 0o644)
-    except OSError as error:
-        raise Misconfigured(f"{folder}: a trial cannot be made there ({error.strerror}); name another --data") from None
-    return config
+        tree = tomllib.loads(text)
+        bots = tree["sandbox"]["bots"]
+        found = Ports(
+            tree["receiver"]["port"],
+            tree["gateway"]["port"],
+            tree["sandbox"]["port"],
+            bots[0]["port"],
+            bots[1]["port"],
+            tree["admin"]["port"],
+        )
+        digests = [key["sha256"] for key in tree["keys"]]
+        is_ours = _text(found, digests[0], digests[1]) == text
+    except (tomllib.TOMLDecodeError, LookupError, TypeError):
+        is_ours = False
+    if not is_ours:
+        raise Misconfigured(f"{config}: has been edited, so --base-port leaves it alone; change its ports in the file")
+    if found != ports:
+        _write(config, _text(ports, digests[0], digests[1]), 0o644)
+
+
+def _text(ports: Ports, assistant_sha256: str, orders_sha256: str) -> str:
+    return _CONFIG.substitute(ports._asdict(), assistant_sha256=assistant_sha256, orders_sha256=orders_sha256)
 
 
 def _write(path: Path, text: str, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    """Write a file whole or not at all: a crash must not leave half of one."""
+    partial = path.with_name(path.name + ".partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "w") as stream:
         stream.write(text)
+    partial.replace(path)

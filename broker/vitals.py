@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 from broker import metrics
@@ -12,7 +13,8 @@ TICK_S = 0.1
 LIVE_S_MAX = 10.0
 """A loop that has not ticked for so long is stuck: restart it (operations.md 5)."""
 MEMORY_READY_MAX = 0.85
-_PAGE_BYTES = 4_096
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+"""4 KiB on most machines, 16 or 64 on some with ARM."""
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _UNLIMITED = 1 << 60
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from broker.errors import LogUnavailable, Misconfigured
@@ -25,7 +25,7 @@ TAIL_WAIT_S = 0.3
 
 async def glance(
     folder: Path, log: str, *, partition: int | None = None, offset: int = 0, tail: bool = False
-) -> AsyncIterator[Entry]:
+) -> AsyncGenerator[Entry, None]:
     """Read the records of a log from `offset` on in one partition or all, and with `tail` go on at the end.
 
     Raises `Misconfigured` when the file or the log does not exist, `LogUnavailable` when it cannot be read.
@@ -44,23 +44,35 @@ async def glance(
             if partition is None or number == partition
         }
         if not places:
-            known = sorted(row[0] for row in db.execute("SELECT DISTINCT log FROM places"))
-            raise Misconfigured(f"no log {log!r} (partition {partition}) in {file}; there are {', '.join(known)}")
+            raise Misconfigured(_no_such_place(db, file, log, partition))
         query = (
-            "SELECT id, place, offset, at, key, value FROM records WHERE id > ? AND offset >= ? AND value IS NOT NULL "
-            "AND place IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?"
+            "SELECT id, place, offset, at, key, value FROM records WHERE id > ? AND id <= ? AND offset >= ? "
+            "AND value IS NOT NULL AND place IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?"
         )
         last = 0
         while True:
-            rows = db.execute(query, (last, offset, json.dumps(list(places)), RECORDS_MAX)).fetchall()
-            for row, place, at_offset, at, key, value in rows:
-                last = row
+            # The end is taken first: what lies before it and is not ours is never looked at again.
+            (end,) = db.execute("SELECT coalesce(max(id), 0) FROM records").fetchone()
+            rows = db.execute(query, (last, end, offset, json.dumps(list(places)), RECORDS_MAX)).fetchall()
+            for _, place, at_offset, at, key, value in rows:
                 yield Entry(log, places[place], at_offset, key, value, at)
-            if len(rows) < RECORDS_MAX:
-                if not tail:
-                    return
-                await asyncio.sleep(TAIL_WAIT_S)
+            if len(rows) == RECORDS_MAX:
+                last = rows[-1][0]
+                continue
+            last = max(last, end)
+            if not tail:
+                return
+            await asyncio.sleep(TAIL_WAIT_S)
     except sqlite3.Error as error:
         raise LogUnavailable(f"{file}: cannot be read ({error})") from None
     finally:
         db.close()
+
+
+def _no_such_place(db: sqlite3.Connection, file: Path, log: str, partition: int | None) -> str:
+    """Say what there is instead of a log or partition that does not exist."""
+    (count,) = db.execute("SELECT count(*) FROM places WHERE log = ?", (log,)).fetchone()
+    if count:
+        return f"partition {partition}: {log} has partitions 0 to {count - 1}"
+    known = sorted(row[0] for row in db.execute("SELECT DISTINCT log FROM places"))
+    return f"no log {log!r} in {file}; there are {', '.join(known) or 'none'}"
