@@ -418,6 +418,7 @@ class SlotOwner:
     def _left(self, name: str) -> None:
         """The bytes of what was granted in the last turn of the loop are with the kernel by now."""
         self._slot.numbers[name].window.left(self._clock.monotonic())
+        self._wake.set()  # what has left made room for intents; with a slow Graph no answer would say so for seconds
 
     def _count(self, verdict: Verdict) -> None:
         outcome = verdict.outcome
