@@ -19,14 +19,15 @@ import logging
 import random
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
+from math import inf
 
 import msgspec
 
 from broker import metrics
 from broker.clock import Clock
 from broker.core.gates import Gates
-from broker.core.outcome import Verdict, classify
-from broker.core.sender import Instant, Permit, Send
+from broker.core.outcome import TEXT_CHARS_MAX, Scope, Verdict, classify
+from broker.core.sender import Instant, NumberSender, Permit, Send
 from broker.core.slot import NumberPlace, Plan, Report, Slot
 from broker.errors import LeaseLost, LeaseRevoked, LogUnavailable
 from broker.log.catalogue import CONVERSATIONS, SENDER_STAGE, TRAFFIC, sends
@@ -36,7 +37,7 @@ from schemas.ledger import decode_ledger, encode_ledger
 from schemas.records import LANES, Lane, decode_digest, decode_sends, encode
 from schemas.settings import Settings
 from workers.graph import Graph, GraphCall, NotSent, PermitRefused, Unanswered
-from workers.supervisor import MALFORMED, POISON, Crashes, count_dead_letter, dead_letter
+from workers.supervisor import MALFORMED, POISON, Crashes, count_dead_letter, dead_letter, where
 from workers.turnstile import LOOK_S, Place, Turnstile
 
 logger = logging.getLogger("depesche.sender")
@@ -50,12 +51,24 @@ FETCH_S = 0.5
 PACE_S = 0.02
 """Between two steps that no reply waits for. Each costs a commit, whatever it holds."""
 
+TICK_S = 1.0
+"""How often what operators see is looked at, and whether a stopped number has another token."""
+
 WATCH_S = 0.1
 """How often the lease is looked at. A partition cannot go to another owner and come back sooner: two rebalances and a
 restore lie between."""
 
 SNAPSHOT_S = 30.0
-"""A restore reads the ledger from the last snapshot."""
+SNAPSHOT_QUIET_S = 600.0
+SNAPSHOT_IDLE_S = 6 * 3_600.0
+"""A restore reads the ledger from the last snapshot. A new one is due after half a minute when as many bytes were
+written since as it has itself (130 kB of recent attempts), so that it at most doubles what is written; after ten
+minutes when anything was written; after six hours in any case, or retention would take the last one of a slot at
+rest."""
+
+REPORTS_MAX = 1_000
+"""Outcomes that wait to be durable. Beyond, `conversations` cannot be written: every further call would be one more
+doubt if we died now, so none is begun."""
 
 APPEND_S = 5.0
 APPEND_AGAIN_S = (0.1, 0.5, 1.0, 2.0)
@@ -63,6 +76,9 @@ APPEND_AGAIN_S = (0.1, 0.5, 1.0, 2.0)
 
 LATE_REPORT_S_MAX = 60.0
 """How long a call that outlived its lease tries to report: its successor said "in doubt" long before."""
+
+STOPPABLE = (Scope.APP, Scope.WABA, Scope.NUMBER, Scope.INITIATED)
+"""Scopes whose stop concerns a number; values of the label `reason` of its metric."""
 
 STEP_KEY = b"step"
 LANE_OF_LOG: dict[str, Lane] = {sends(lane): lane for lane in LANES}
@@ -103,6 +119,7 @@ class SenderStage:
         self.gates = Gates()
         self.crashes = Crashes(NAME)
         self.calls: dict[asyncio.Task[None], None] = {}
+        self._tokens_used: dict[str, Secret] = {}
         self._membership: Membership | None = None
 
     @property
@@ -141,21 +158,57 @@ class SenderStage:
         """Return now, on both clocks."""
         return Instant(self.clock.monotonic(), self.clock.now())
 
+    def token(self, phone_number_id: str) -> str:
+        """Return a number's token as it is now. Raises `NotSent` when there is none: the number rests."""
+        secret = self.tokens.get(phone_number_id)
+        if secret is None:
+            logger.error("number %s has no token: it cannot send", phone_number_id)
+            raise NotSent("no token", is_unreached=True)
+        self._tokens_used[phone_number_id] = secret
+        return secret.reveal()
+
+    def retry_with_new_token(self, number: NumberSender) -> bool:
+        """Let a stopped number try at once when its token is another one than the one it was stopped with."""
+        phone_number_id = number.phone_number_id
+        door = number.doors_of(Scope.NUMBER)
+        gate = self.gates.closed().get(door)
+        used, present = self._tokens_used.get(phone_number_id), self.tokens.get(phone_number_id)
+        if gate is None or not gate.is_stop or present is None or present == used:
+            return False
+        self._tokens_used[phone_number_id] = present
+        self.gates.retry(door, self.clock.monotonic())
+        return True
+
+    def say_changes(self) -> None:
+        """Tell operators which gates closed and opened. A gate may concern numbers of several slots."""
+        for door, gate in self.gates.changes():
+            what = f"{door.scope.value} {door.name}".strip()
+            if gate is None:
+                logger.warning("sends of %s go on", what)
+            else:
+                rest_s = max(0.0, gate.until - self.clock.monotonic())
+                verb = "stop" if gate.is_stop else "rest"
+                logger.warning("sends of %s %s for %.0f s: %s", what, verb, rest_s, gate.why)
+
     async def _run(self, lease: Lease) -> None:
-        await SlotOwner(self, lease).run()
+        ends = await self.engine.ends(TRAFFIC)
+        await SlotOwner(self, lease, ends[lease.partition][1]).run()
 
     def _over(self, call: asyncio.Task[None]) -> None:
         self.calls.pop(call, None)
         if not call.cancelled() and (error := call.exception()) is not None:
             metrics.actor_restarts.labels(NAME).inc()
-            logger.error("a call's task crashed; its send is in doubt for the next owner", exc_info=error)
+            logger.error("a call's task crashed: %s", where(error))
 
 
 class SlotOwner:
     """One slot under one lease."""
 
-    def __init__(self, stage: SenderStage, lease: Lease) -> None:
+    def __init__(self, stage: SenderStage, lease: Lease, traffic_end: int) -> None:
+        """`traffic_end`: end of the traffic log as we begin. What stands before it is covered by the window, which
+        begins full; an hour of it, read at once after a rest, would close the window for what is long over."""
         self._stage = stage
+        self._traffic_end = traffic_end
         self._lease = lease
         self._engine = stage.engine
         self._clock = stage.clock
@@ -167,9 +220,15 @@ class SlotOwner:
         self._news = ExitStack()
         self._has_news = False
         self._snapshot_at = 0.0
+        self._snapshot_bytes = 0
+        self._written_bytes = 0
+        self._crash: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reports = 0
         self._stepped_at = 0.0
+        self._ticked_at = -inf
         self._over = False
         self._doubts_shown = 0
+        self._stops: dict[tuple[str, str], None] = {}
         self._used = {name: metrics.throughput_used.labels(name, "out") for name in self._slot.numbers}
         self._used_in = {name: metrics.throughput_used.labels(name, "in") for name in self._slot.numbers}
 
@@ -183,7 +242,7 @@ class SlotOwner:
         for report in reports:
             self._tell(report)
         try:
-            done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([*works, self._crash], return_when=asyncio.FIRST_COMPLETED)
             for work in done:
                 work.result()
         finally:
@@ -191,7 +250,11 @@ class SlotOwner:
             self._epoch += 1
             self._look()
             self._news.close()
+            if self._crash.done():
+                self._crash.exception()
             metrics.sends_unknown.dec(self._doubts_shown)
+            for label in self._stops:
+                metrics.number_stopped.labels(*label).set(0)
             for work in works:
                 work.cancel()
             await asyncio.gather(*works, return_exceptions=True)
@@ -203,6 +266,7 @@ class SlotOwner:
         offsets = {lane: restored.position[log] for log, lane in LANE_OF_LOG.items() if log in restored.position}
         self._traffic_offset = restored.position.get(TRAFFIC)
         now = self._stage.now()
+        self._written_bytes = sum(len(value) for _, value in restored.records)
         self._snapshot_at = now.monotonic + SNAPSHOT_S * self._stage.rng.uniform(0.5, 1.0)
         for name, number in self._slot.numbers.items():
             metrics.throughput_limit_mps.labels(name).set(number.window.throughput_mps)
@@ -212,12 +276,14 @@ class SlotOwner:
 
     async def _intake(self) -> None:
         while True:
-            for entry in await self._lease.fetch(FETCH_RECORDS_MAX, FETCH_S, self._readable()):
+            entries = await self._lease.fetch(FETCH_RECORDS_MAX, FETCH_S, self._readable())
+            for entry in entries:
                 if entry.log == TRAFFIC:
                     self._count_inbound(entry)
                 else:
                     await self._take(entry, LANE_OF_LOG[entry.log])
-            self._wake.set()
+            if entries:
+                self._note()
 
     def _readable(self) -> Collection[str]:
         """The logs there is room for."""
@@ -225,7 +291,10 @@ class SlotOwner:
         return [TRAFFIC, *(log for log, lane in LANE_OF_LOG.items() if self._slot.pending(lane) < pending_max)]
 
     def _count_inbound(self, entry: Entry) -> None:
+        """Charge what a receiver saw arrive."""
         self._traffic_offset = entry.offset + 1
+        if entry.offset < self._traffic_end:
+            return
         try:
             digest = decode_digest(entry.value)
         except msgspec.MsgspecError:
@@ -269,28 +338,44 @@ class SlotOwner:
         while True:
             now = self._stage.now()
             self._slot.expire(now)
-            held = self._lease.state is LeaseState.HELD
-            is_snapshot_due = held and now.monotonic >= self._snapshot_at
-            can_intend = held and any(number.can_intend(now) for number in self._slot.numbers.values())
+            may_intend = self._may_intend()
+            is_snapshot_due = self._is_snapshot_due(now)
+            can_intend = may_intend and any(number.can_intend(now) for number in self._slot.numbers.values())
             if not (can_intend or self._slot.has_news or is_snapshot_due):
-                await self._rest(self._idle_s(now))
+                await self._rest(self._idle_s(now) if may_intend else WATCH_S)
                 continue
-            if not self._is_hurried(now) and (early_s := self._stepped_at + PACE_S - now.monotonic) > 0:
-                await asyncio.sleep(early_s)
+            hurries = can_intend and any(number.is_reply_waiting(now) for number in self._slot.numbers.values())
+            if not hurries and (early_s := self._stepped_at + PACE_S - now.monotonic) > 0:
+                await self._pace(early_s)
                 now = self._stage.now()
-            held = self._lease.state is LeaseState.HELD
-            plan = self._slot.plan(now, may_intend=held, is_snapshot_due=is_snapshot_due)
+            plan = self._slot.plan(now, may_intend=self._may_intend(), is_snapshot_due=is_snapshot_due)
             if plan is None or not await self._commit(plan, is_snapshot_due):
                 await self._rest(WATCH_S)
 
-    def _is_hurried(self, now: Instant) -> bool:
-        """Whether a reply waits for the step."""
-        return any(number.is_reply_waiting(now) for number in self._slot.numbers.values())
+    def _may_intend(self) -> bool:
+        return self._lease.state is LeaseState.HELD and self._reports < REPORTS_MAX
+
+    def _is_snapshot_due(self, now: Instant) -> bool:
+        late_s = now.monotonic - self._snapshot_at
+        if late_s < 0 or self._lease.state is not LeaseState.HELD:
+            return False
+        if self._written_bytes > self._snapshot_bytes or late_s > SNAPSHOT_IDLE_S:
+            return True
+        return late_s > SNAPSHOT_QUIET_S and self._written_bytes > 0
+
+    async def _pace(self, early_s: float) -> None:
+        """Wait for company in the step, until its time or until a reply comes."""
+        ends_at = self._clock.monotonic() + early_s
+        while (left_s := ends_at - self._clock.monotonic()) > 0:
+            await self._rest(left_s)
+            now = self._stage.now()
+            if self._may_intend() and any(number.is_reply_waiting(now) for number in self._slot.numbers.values()):
+                return
 
     def _idle_s(self, now: Instant) -> float:
         """How long nothing but an event can make a step necessary."""
         moments = [number.wakes_at(now) for number in self._slot.numbers.values()]
-        return max(0.001, min([*moments, self._snapshot_at, now.monotonic + 5.0]) - now.monotonic)
+        return max(0.001, min([*moments, now.monotonic + 5.0]) - now.monotonic)
 
     async def _rest(self, timeout_s: float) -> None:
         self._wake.clear()
@@ -315,21 +400,27 @@ class SlotOwner:
             changes=[(key, encode_ledger(record)) for key, record in zip(keys, plan.records, strict=True)],
             memo=plan.memo,
         )
+        written_bytes = sum(len(value) for _, value in step.changes if value)
         epoch = self._epoch
         try:
             with self._lease.working():
                 await self._lease.commit(step)
                 now = self._stage.now()
                 self._stepped_at = now.monotonic
+                self._written_bytes += written_bytes
                 if is_snapshot:
                     self._snapshot_at = now.monotonic + SNAPSHOT_S
+                    self._snapshot_bytes, self._written_bytes = written_bytes, 0
                 for report in self._slot.written(plan, now):
                     self._tell(report)
                 for send in plan.sends:
-                    self._stage.begin(asyncio.create_task(self._call(send, epoch), name="graph call"))
+                    self._begin(asyncio.create_task(self._call(send, epoch), name="graph call"))
         except LeaseRevoked:
             self._slot.undone(plan, self._stage.now())
             return False
+        except BaseException:
+            self._slot.undone(plan, self._stage.now())  # this memory is dropped, but not the gates it was to probe
+            raise
         if self._has_news and not self._slot.has_news:
             self._news.close()
             self._has_news = False
@@ -340,53 +431,77 @@ class SlotOwner:
         """Tell operators what changed."""
         metrics.sends_unknown.inc(self._slot.doubts - self._doubts_shown)
         self._doubts_shown = self._slot.doubts
-        for door, gate in self._stage.gates.changes():
-            what = f"{door.scope.value} {door.name}".strip()
-            if gate is None:
-                logger.warning("%s goes on", what)
-            else:
-                rest_s = gate.until - self._clock.monotonic()
-                logger.warning("%s %s for %.0f s: %s", what, "stops" if gate.is_stop else "rests", rest_s, gate.why)
-            name = door.name.partition("/")[0]
-            if name in self._slot.numbers:
-                stopped = gate is not None and gate.is_stop
-                metrics.number_stopped.labels(name, door.scope.value).set(1 if stopped else 0)
+        self._stage.say_changes()
+        closed = self._stage.gates.closed() if len(self._stage.gates) else {}
+        stops = {
+            (name, scope.value): None
+            for name, number in self._slot.numbers.items()
+            for scope in STOPPABLE
+            if (gate := closed.get(number.doors_of(scope))) is not None and gate.is_stop
+        }
+        for label in (*self._stops, *stops):
+            metrics.number_stopped.labels(*label).set(1 if label in stops else 0)
+        self._stops = stops
 
     # Calls
 
+    def _begin(self, call: asyncio.Task[None]) -> None:
+        self._stage.begin(call)
+        call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        """A call or report that crashed left its customer waiting: read everything back."""
+        error = None if call.cancelled() else call.exception()
+        if error is not None and not self._over and not self._crash.done():
+            self._crash.set_exception(error)
+
     async def _call(self, send: Send, epoch: int) -> None:
         """Make one call and report what came of it."""
-        number = send.ready.phone_number_id
-        token = self._stage.tokens[number].reveal()
-        began = self._clock.monotonic()
         with self._lease.working():
-            try:
-                answer = await self._stage.graph.call(
-                    GraphCall(number, send.ready.body, token), lambda: self._permit(send, epoch)
-                )
-            except Refused as refused:
-                if refused.permit is Permit.EXPIRED:
-                    await self._report(self._slot.expire_intended(send, self._stage.now()))
-                else:
-                    self._slot.void(send, self._stage.now())
-                self._note()
-                return
-            except NotSent as error:
-                chance = self._stage.rng.random()
-                self._slot.unsent(send, self._stage.now(), chance, is_unreached=error.is_unreached)
-                self._note()
-                return
-            except Unanswered:
-                verdict, body = classify(0, b"", is_mark=send.is_mark), b""
-            else:
-                body = answer.body
-                verdict = classify(answer.status, body, answer.retry_after, is_mark=send.is_mark)
-            metrics.graph_request_duration.labels("messages").observe(self._clock.monotonic() - began)
-            self._count(verdict)
-            report = self._slot.answered(send, verdict, body, self._stage.now(), self._stage.rng.random())
-            if report is not None:
-                await self._report(report)
+            verdict, body = await self._ask(send, epoch)
+            if verdict is not None:
+                self._count(verdict)
+                now, chance = self._stage.now(), self._stage.rng.random()
+                report = self._slot.answered(send, verdict, body, now, chance)
+                if report is not None:
+                    await self._report(report)
             self._note()
+
+    async def _ask(self, send: Send, epoch: int) -> tuple[Verdict | None, bytes]:
+        """Return what came of the call, None when none was made."""
+        number = send.ready.phone_number_id
+        granted_at = 0.0
+
+        async def permit() -> None:
+            nonlocal granted_at
+            await self._permit(send, epoch)
+            granted_at = self._clock.monotonic()
+
+        try:
+            call = GraphCall(number, send.ready.body, self._stage.token(number))
+            answer = await self._stage.graph.call(call, permit)
+        except Refused as refused:
+            if refused.permit is Permit.EXPIRED:
+                await self._report(self._slot.expire_intended(send, self._stage.now()))
+            else:
+                self._slot.void(send, self._stage.now())
+            return None, b""
+        except NotSent as error:
+            chance = self._stage.rng.random()
+            self._slot.unsent(send, self._stage.now(), chance, is_unreached=error.is_unreached)
+            return None, b""
+        except Unanswered as error:
+            return Verdict("in_doubt", details=str(error)[:TEXT_CHARS_MAX], says="no answer"), b""
+        except Exception as error:
+            # A fault of the client's: what is certain decides, whether the permit was used.
+            metrics.actor_restarts.labels(NAME).inc()
+            logger.error("a call crashed: %s", where(error))
+            if granted_at:
+                return Verdict("in_doubt", details="the call crashed", says="no answer"), b""
+            self._slot.unsent(send, self._stage.now(), self._stage.rng.random(), is_unreached=True)
+            return None, b""
+        metrics.graph_request_duration.labels("messages").observe(self._clock.monotonic() - granted_at)
+        return classify(answer.status, answer.body, answer.retry_after, is_mark=send.is_mark), answer.body
 
     async def _permit(self, send: Send, epoch: int) -> None:
         """Wait for the window, in line. When this returns the bytes leave, with nothing awaited in between."""
@@ -437,18 +552,23 @@ class SlotOwner:
                 await self._report(report)
             self._note()
 
-        self._stage.begin(asyncio.create_task(tell(), name="sender report"))
+        self._begin(asyncio.create_task(tell(), name="sender report"))
 
     async def _report(self, report: Report) -> None:
         """Make an outcome durable on `conversations`, then note it for the next step."""
         outcome = report.outcome
         if outcome is not None:
             draft = Draft(report.customer.encode(), encode(outcome))
-            until = self._clock.monotonic() + LATE_REPORT_S_MAX
-            if not await self._append(CONVERSATIONS, draft, until):
+            self._reports += 1
+            try:
+                durable = await self._append(CONVERSATIONS, draft, self._clock.monotonic() + LATE_REPORT_S_MAX)
+            finally:
+                self._reports -= 1
+            if not durable:
                 return
-            if outcome.outcome != "in_doubt" and report.send is not None:
-                metrics.sends.labels(report.send.ready.send_class, outcome.outcome).inc()
+            if outcome.outcome != "in_doubt":
+                send_class = outcome.lane if report.send is None else report.send.ready.send_class
+                metrics.sends.labels(send_class, outcome.outcome).inc()
         if not self._over:
             self._slot.landed(report, self._stage.now())
 
@@ -492,6 +612,12 @@ class SlotOwner:
                 self._news.close()
                 self._has_news = False
             was = state
+            if (now := self._clock.monotonic()) - self._ticked_at >= TICK_S:
+                self._ticked_at = now
+                self._show()
+                for number in self._slot.numbers.values():
+                    if self._stage.retry_with_new_token(number):
+                        self._wake.set()
             await asyncio.sleep(WATCH_S)
 
     def _look(self) -> None:
