@@ -14,8 +14,9 @@ from contextlib import contextmanager
 
 from schemas.records import Lane
 
-SLACK_S: dict[Lane, float] = {"reply": 0.0, "transactional": 0.2, "campaign": 0.4}
-"""More than a lane may have intended ahead (half a second, by its share), so that a reply passes all of it."""
+SLACK_S: dict[Lane, float] = {"reply": 0.0, "transactional": 0.4, "campaign": 0.6}
+"""More than a lane may have intended ahead (half a second, by its share), so that a reply passes all of it; and with
+that half second well below the age an intent may reach."""
 
 LOOK_S = 0.25
 """How often the first in line looks up although nothing opens: leases end, sends become too old."""
