@@ -211,7 +211,8 @@ class PairDebt(Struct, frozen=True, array_like=True):
     """What one number owes one customer: one message owes 6 s of silence, a burst of 20 owes two minutes.
 
     `since` is when the burst began, `count` what it holds, `free_at` when it is repaid. `strikes` counts answers
-    131056, `struck_at` is the last. All instants are ms of one clock of the keeper's; see `carried`.
+    131056, `struck_at` is the last. All instants are ms of one clock of the keeper's; see `carried`. `ahead_ms` is what
+    `carried` took off since the burst seemed to lie in the future: whoever writes the debt down adds it again.
     Source: Meta Cloud API, "Pair rate limits", read literally: after a burst nothing until all of it is repaid.
     """
 
@@ -220,6 +221,7 @@ class PairDebt(Struct, frozen=True, array_like=True):
     free_at: int = 0
     strikes: int = 0
     struck_at: int = 0
+    ahead_ms: int = 0
 
 
 NO_DEBT = PairDebt()
@@ -245,11 +247,11 @@ def pair_spent(debt: PairDebt, now: int) -> PairDebt:
     """Return the debt after a send at `now`. It is charged whether the limit allowed it or not: it was sent."""
     debt = _forgiven(debt, now)
     if now >= debt.free_at:
-        since, count = now, 1
+        since, count, ahead_ms = now, 1, 0
     else:
-        since, count = debt.since, debt.count + 1
+        since, count, ahead_ms = debt.since, debt.count + 1, debt.ahead_ms
     free_at = max(since + PAIR_INTERVAL_MS * min(count, PAIR_BURST_MAX), debt.free_at)
-    return PairDebt(since, count, free_at, debt.strikes, debt.struck_at)
+    return PairDebt(since, count, free_at, debt.strikes, debt.struck_at, ahead_ms)
 
 
 def pair_struck(debt: PairDebt, now: int) -> PairDebt:
@@ -257,7 +259,7 @@ def pair_struck(debt: PairDebt, now: int) -> PairDebt:
     debt = _forgiven(debt, now)
     wait_ms = 1_000 * 4 ** min(debt.strikes, PAIR_STRIKES_MAX)
     strikes = min(debt.strikes + 1, PAIR_STRIKES_MAX + 1)
-    return PairDebt(debt.since, debt.count, max(debt.free_at, now + wait_ms), strikes, now)
+    return PairDebt(debt.since, debt.count, max(debt.free_at, now + wait_ms), strikes, now, debt.ahead_ms)
 
 
 def is_settled(debt: PairDebt, now: int) -> bool:
@@ -270,13 +272,14 @@ def carried(debt: PairDebt, by: int, now: int) -> PairDebt:
 
     Wall clocks step and differ between machines. So a debt is never longer than its own burst or strike could make
     it, nothing lies in the future, and a burst is over: whether its 6 s still run cannot be known. A clock that is
-    ahead forgives a part of the debt; then Meta's 131056 says so.
+    ahead forgives a part of the debt; then Meta's 131056 says so. One that is behind shortens a debt that is still too
+    long for it, and `ahead_ms` keeps by how much: written down as cut it would be too short for the clock it came from.
     """
-    since = min(debt.since + by, now - PAIR_BURST_MS - 1)
     struck_at = min(debt.struck_at + by, now)
     owed_ms = min(max(debt.free_at - debt.since, 0), PAIR_DEBT_MAX_MS)
-    free_at = min(debt.free_at + by, now + owed_ms)
-    return PairDebt(since, debt.count, free_at, debt.strikes, struck_at)
+    ahead_ms = max(debt.free_at + by - (now + owed_ms), 0)
+    since = min(debt.since + by - ahead_ms, now - PAIR_BURST_MS - 1)
+    return PairDebt(since, debt.count, debt.free_at + by - ahead_ms, debt.strikes, struck_at, ahead_ms)
 
 
 def _forgiven(debt: PairDebt, now: int) -> PairDebt:
@@ -288,4 +291,4 @@ def _forgiven(debt: PairDebt, now: int) -> PairDebt:
         return debt
     strikes = max(0, debt.strikes - quiet)
     struck_at = debt.struck_at + quiet * PAIR_STRIKE_FORGIVEN_MS
-    return PairDebt(debt.since, debt.count, debt.free_at, strikes, struck_at)
+    return PairDebt(debt.since, debt.count, debt.free_at, strikes, struck_at, debt.ahead_ms)

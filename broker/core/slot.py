@@ -500,8 +500,9 @@ class Slot:
 
 
 def carried_to_wall(debt: PairDebt, now: Instant) -> PairDebt:
-    """Return a debt in Unix ms, as the ledger keeps it. Unlike `carried` it changes no instant against another."""
-    by = now.wall - now.ms
+    """Return a debt in Unix ms, as the ledger keeps it. Unlike `carried` it changes no instant against another, and
+    what `carried` took off is on it again: a clock that is behind must not shorten it for the owners after."""
+    by = now.wall - now.ms + debt.ahead_ms
     return PairDebt(debt.since + by, debt.count, debt.free_at + by, debt.strikes, debt.struck_at + by)
 
 

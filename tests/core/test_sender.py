@@ -13,7 +13,7 @@ from broker.core.gates import Gates
 from broker.core.outcome import Verdict, classify
 from broker.core.sender import AHEAD_MIN, INTENT_S_MAX, Instant, NumberSender, Permit, Send
 from broker.core.slot import MEMO_BYTES_MAX, NumberPlace, Plan, Recent, Report, Slot
-from schemas.ledger import LedgerRecord, Snapshot, Written, decode_ledger, encode_ledger
+from schemas.ledger import Debt, LedgerRecord, Part, Snapshot, Written, decode_ledger, encode_ledger
 from schemas.records import LANES, InboundDigest, Lane, Ready, Settle
 
 NUMBER = "106540352242922"
@@ -719,6 +719,27 @@ def test_a_pairs_debt_survives_a_takeover_by_journal_and_by_snapshot() -> None:
         other.take("reply", 10, ready("next"), at(10))
         assert other.numbers[NUMBER].intend(at(2.1 + 60.2)) == []
         assert names(other.numbers[NUMBER].intend(at(2.1 + 60.8))) == ["next"]
+
+
+@pytest.mark.parametrize("behind_s", [0, 7, 36, 3_600])
+@pytest.mark.parametrize("owners", [1, 2])
+@pytest.mark.parametrize("taken_at_s", [10, 30, 60])
+def test_owners_whose_clocks_are_behind_leave_a_debt_as_long_as_it_is(
+    behind_s: int, owners: int, taken_at_s: int
+) -> None:
+    """I4: they hold it no longer than its burst could make it, but must not write it down as short as that."""
+    owed = Debt(NUMBER, "main:1", WALL, 12, WALL + 72_000, 0, 0)
+    records: list[LedgerRecord] = [Snapshot(WALL, [], b""), Part([owed], [])]
+    for n in range(owners):
+        now = at(taken_at_s + n, wall_step_ms=-1_000 * behind_s)
+        between, _ = restored(*records, now=now)
+        [(_, held)] = between.numbers[NUMBER].debts(now)
+        assert 72_000 <= held.free_at - at(0).ms <= now.ms - at(0).ms + 72_000 + 6_001 * n
+        records = through(between, now, is_snapshot_due=True)
+    back, _ = restored(*records, now=at(65))
+    back.take("reply", 0, ready("next"), at(65))
+    assert back.numbers[NUMBER].intend(at(72.4)) == []
+    assert names(back.numbers[NUMBER].intend(at(72.6))) == ["next"]
 
 
 def test_the_same_record_twice_is_sent_once() -> None:
