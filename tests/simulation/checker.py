@@ -6,7 +6,10 @@ I1 nothing accepted is lost · I2 nothing is sent twice but by policy · I3 orde
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections import Counter, deque
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from broker.log.catalogue import CONVERSATIONS, DEADLETTERS, deliveries, sends
 from broker.sandbox.limits import PairDebt
@@ -32,29 +35,48 @@ PAIR_TOLERANCE_S = 0.002
 VIOLATIONS_MAX = 20
 
 
+INBOUND_KNOWN_S = 0.150
+"""How long ago an inbound message must have been on the traffic log for a send to have reckoned with it."""
+
+
+class Event(NamedTuple):
+    """A delivery event, what it says, and its name as a bot's receipt gives it."""
+
+    event: DeliveryEvent
+    body: Any
+    name: str
+
+
 class Logs:
-    """The committed records of a run, by log, decoded, each partition in order."""
+    """The committed records of a run, by log, decoded, each partition in order. `update` reads what is new."""
 
     def __init__(self, cluster: SimulatedCluster) -> None:
         self._cluster = cluster
+        self._read_to: dict[tuple[str, int], int] = {}
         self.items: list[tuple[bytes, Item]] = []
         self.requests: list[tuple[bytes, SendRequest]] = []
+        self.events: dict[str, list[Event]] = {sink.name: [] for sink in SETTINGS.sinks}
+        self.ready: list[Ready] = []
+        self.set_aside: set[str] = set()
+        self.letters: Counter[str] = Counter()
+        self.update()
+
+    def update(self) -> None:
+        """Read on from where the last call came to."""
         for key, value in self._records(CONVERSATIONS):
             record = decode_conversation(value)
             if isinstance(record, Item):
                 self.items.append((key, record))
             elif isinstance(record, SendRequest) and record.kind == "message":
                 self.requests.append((key, record))
-        self.events: dict[str, list[DeliveryEvent]] = {
-            sink.name: [decode_delivery(value) for _, value in self._records(deliveries(sink.name))]
-            for sink in SETTINGS.sinks
-        }
-        self.ready: list[Ready] = []
+        for sink, events in self.events.items():
+            for _, value in self._records(deliveries(sink)):
+                event = decode_delivery(value)
+                body = event_of(event.body)
+                events.append(Event(event, body, name_of(body)))
         for lane in LANES:
             records = [decode_sends(value) for _, value in self._records(sends(lane))]
             self.ready += [one for one in records if isinstance(one, Ready) and one.kind == "message"]
-        self.set_aside: set[str] = set()
-        self.letters: Counter[str] = Counter()
         for _, value in self._records(DEADLETTERS):
             letter = decode_dead_letter(value)
             self.letters[letter.reason] += 1
@@ -63,8 +85,8 @@ class Logs:
 
     def _records(self, log: str) -> list[tuple[bytes, bytes]]:
         found = []
-        for partition in self._cluster.logs[log].partitions:
-            entries, _ = partition.read(partition.first_offset, 10_000_000)
+        for index, partition in enumerate(self._cluster.logs[log].partitions):
+            entries, self._read_to[log, index] = partition.read(self._read_to.get((log, index), 0), 10_000_000)
             found += [(entry.key, entry.value) for entry in entries]
         return found
 
@@ -79,6 +101,7 @@ class Checker:
 
     def check(self) -> list[str]:
         """Return everything that broke a promise so far, and what is not settled at the end."""
+        self._logs.update()
         self.violations = []
         self._derived_once()
         self._accepted_once()
@@ -95,6 +118,7 @@ class Checker:
     def open_matters(self) -> list[str]:
         """Return what somebody still waits for: at the end there must be nothing."""
         evidence, logs = self._evidence, self._logs
+        logs.update()
         found: list[str] = []
         on_log = {item.wamid for _, item in logs.items if item.kind == "message"}
         statuses_on_log = {(item.wamid, item.status) for _, item in logs.items if item.kind == "status"}
@@ -108,11 +132,10 @@ class Checker:
         taken = {(receipt.sink, receipt.event) for receipt in evidence.receipts if receipt.status == 200}
         by_message: dict[str, str] = {}
         for sink, events in logs.events.items():
-            for event in events:
-                body = event_of(event.body)
+            for event, body, name in events:
                 if event.kind == "message":
                     by_message[body["entry"][0]["changes"][0]["value"]["messages"][0]["id"]] = sink
-                if event.delivery_id not in logs.set_aside and (sink, name_of(body)) not in taken:
+                if event.delivery_id not in logs.set_aside and (sink, name) not in taken:
                     found.append(f"I1: event {event.delivery_id} ({event.kind}) of {sink}: neither taken nor set aside")
         for wrote in evidence.wrote:
             line = BY_NUMBER.get(wrote.number)
@@ -154,7 +177,7 @@ class Checker:
 
     def _derived_once(self) -> None:
         for sink, events in self._logs.events.items():
-            for delivery_id, count in Counter(event.delivery_id for event in events).items():
+            for delivery_id, count in Counter(one.event.delivery_id for one in events).items():
                 if count > 1:
                     self._say("I2", f"event {delivery_id} was derived {count} times for {sink}")
         for attempt, count in Counter((one.send_id, one.attempt) for one in self._logs.ready).items():
@@ -199,9 +222,9 @@ class Checker:
         queue: dict[tuple[str, str], list[DeliveryEvent]] = {}
         where: dict[tuple[str, str], tuple[str, int]] = {}
         for sink, events in self._logs.events.items():
-            for event in events:
+            for event, _, name in events:
                 line = queue.setdefault((sink, event.customer), [])
-                where.setdefault((sink, name_of(event_of(event.body))), (event.customer, len(line)))
+                where.setdefault((sink, name), (event.customer, len(line)))
                 line.append(event)
         done: dict[tuple[str, str], int] = {}
         for receipt in self._evidence.receipts:
@@ -222,7 +245,13 @@ class Checker:
     # ── I4 ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _within_limits(self) -> None:
+        """Judge each send by what may be known when it leaves: the second up to it must fit the tier, sends and
+        inbound together, but for inbound that was not on the log `INBOUND_KNOWN_S` before."""
         windows: dict[str, deque[float]] = {number: deque() for number in BY_NUMBER}
+        inbound: dict[str, list[tuple[float, int]]] = {number: [] for number in BY_NUMBER}
+        for digest in self._evidence.digests:
+            if digest.number in inbound:
+                inbound[digest.number].append((digest.at, digest.count))
         pairs: dict[tuple[str, str], tuple[PairDebt, list[Issued]]] = {}
         for one in self._evidence.issued:
             window = windows[one.number]
@@ -230,8 +259,14 @@ class Checker:
             while window[0] <= one.at - 1.0:
                 window.popleft()
             tier = BY_NUMBER[one.number].tier_mps
-            if len(window) > tier:
-                self._say("I4", f"…{one.number[-3:]}: {len(window)} sends in the second up to {one.at:.3f}, {tier} fit")
+            known = inbound[one.number]
+            began = bisect_right(known, one.at - 1.0, key=itemgetter(0))
+            came = sum(
+                count for _, count in known[began : bisect_right(known, one.at - INBOUND_KNOWN_S, key=itemgetter(0))]
+            )
+            if len(window) + came > tier:
+                spent = f"{len(window)} sends and {came} inbound in the second up to {one.at:.3f}, {tier} fit"
+                self._say("I4", f"…{one.number[-3:]}: {spent} ({one.process})")
             debt, burst = pairs.get((one.number, one.customer), (PairDebt(), []))
             if debt.free_at <= one.at:
                 burst = []

@@ -17,6 +17,10 @@ from tests.simulation.world import BOTS, RECEIVERS, TROUBLED, WORKERS, World, nu
 STORM_FROM_S, STORM_S = 15.0, 300.0
 LONG_S = Latency(0.5, 4.0, tail_chance=0.0)
 
+FAR_MS, NEAR_MS, FAR_SHARE = 3_600_000, 300_000, 0.3
+"""How far clocks are set in a run. After an hour a deadline may be an hour late, and that hour is run, too: so an hour
+in some runs, five minutes in the others."""
+
 CHANCES: dict[str, float] = {
     "append.slow": 0.004, "append.refused": 0.004, "append.landed_unheard": 0.004, "append.partial": 0.004,
     "append.twice": 0.006, "step.slow": 0.003, "step.lost": 0.002, "step.unheard": 0.002, "fetch.slow": 0.001,
@@ -71,7 +75,10 @@ class Weather:
         self._sim = world.sim
         self._random = world.sim.random("weather")
         self._armed = ""
-        self.has_steps = False
+        self._stepped_ms: dict[str, int] = {}
+        self.stepped_s = 0.0
+        """How far a clock was off at most because it was set."""
+        self._step_ms = FAR_MS if Random(f"{world.sim.seed}/steps").random() < FAR_SHARE else NEAR_MS
         world.reached = self._reached  # type: ignore[method-assign]  # the world asks whoever watches
 
     def plan(self) -> None:
@@ -134,8 +141,10 @@ class Weather:
                 for group in ("customer", "sender", "delivery"):
                     world.cluster.rebalance(group)
             case "clock.step":
-                self.has_steps = True
-                sim.step_clock(who, random.choice([-3_600_000, 3_600_000, -5_000, 40_000]))
+                step_ms = random.choice([-self._step_ms, self._step_ms, -5_000, 40_000])
+                sim.step_clock(who, step_ms)
+                self._stepped_ms[who] = self._stepped_ms.get(who, 0) + step_ms
+                self.stepped_s = max(self.stepped_s, abs(self._stepped_ms[who]) / 1_000)
             case "platform.freeze":
                 sim.faults.strike("platform.freeze")
                 world.platform.freeze(random.uniform(3.0, 15.0))

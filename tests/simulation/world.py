@@ -56,6 +56,9 @@ TROUBLED = (*RECEIVERS, GATEWAY, *WORKERS, *BOTS)
 """Whoever may die."""
 
 STOP_S = 45.0
+QUIET_S = 12.0
+STOPPING_S = QUIET_S + 2 * (STOP_S + 1.0)
+"""How long `World.stop` takes."""
 
 
 class MomentLog(SimulatedLog):
@@ -107,7 +110,7 @@ class World:
         """End the run: whoever writes first, then whoever is written to."""
         for name in ("brand", "platform"):
             self.sim.stop(name, STOP_S)
-        self.sim.run(12.0)
+        self.sim.run(QUIET_S)
         for name in (*WORKERS, *RECEIVERS):
             self.sim.stop(name, STOP_S)
         self.sim.run(STOP_S + 1.0)
