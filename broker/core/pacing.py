@@ -244,14 +244,17 @@ def pair_surely_open_at(debt: PairDebt, now: int) -> int:
 
 
 def pair_spent(debt: PairDebt, now: int) -> PairDebt:
-    """Return the debt after a send at `now`. It is charged whether the limit allowed it or not: it was sent."""
+    """Return the debt after a send at `now`. It is charged whether the limit allowed it or not: it was sent.
+
+    One that was made before the debt was repaid adds its own 6 s to it: `since` may be earlier than the burst was, see
+    `carried`, and a ledger is read with the clock of whoever wrote the debt, not of whoever made the send.
+    """
     debt = _forgiven(debt, now)
     if now >= debt.free_at:
-        since, count, ahead_ms = now, 1, 0
-    else:
-        since, count, ahead_ms = debt.since, debt.count + 1, debt.ahead_ms
-    free_at = max(since + PAIR_INTERVAL_MS * min(count, PAIR_BURST_MAX), debt.free_at)
-    return PairDebt(since, count, free_at, debt.strikes, debt.struck_at, ahead_ms)
+        return PairDebt(now, 1, now + PAIR_INTERVAL_MS, debt.strikes, debt.struck_at)
+    count = debt.count + 1
+    more_ms = PAIR_INTERVAL_MS if count <= PAIR_BURST_MAX else 0
+    return PairDebt(debt.since, count, debt.free_at + more_ms, debt.strikes, debt.struck_at, debt.ahead_ms)
 
 
 def pair_struck(debt: PairDebt, now: int) -> PairDebt:

@@ -13,7 +13,7 @@ from broker.core.gates import Gates
 from broker.core.outcome import Verdict, classify
 from broker.core.sender import AHEAD_MIN, INTENT_S_MAX, Instant, NumberSender, Permit, Send
 from broker.core.slot import MEMO_BYTES_MAX, NumberPlace, Plan, Recent, Report, Slot
-from schemas.ledger import Debt, LedgerRecord, Part, Snapshot, Written, decode_ledger, encode_ledger
+from schemas.ledger import Answer, Debt, Intent, LedgerRecord, Part, Snapshot, Written, decode_ledger, encode_ledger
 from schemas.records import LANES, InboundDigest, Lane, Ready, Settle
 
 NUMBER = "106540352242922"
@@ -649,6 +649,11 @@ def restored(
     )
 
 
+def intent(send_id: str) -> Intent:
+    """Return an intent of the first customer's."""
+    return Intent(send_id, 1, NUMBER, "main:1", "reply", 0, WALL)
+
+
 def through(slot: Slot, now: Instant, *, is_snapshot_due: bool = False) -> list[LedgerRecord]:
     """Plan and write one step; return its ledger records."""
     plan = slot.plan(now, may_intend=True, is_snapshot_due=is_snapshot_due)
@@ -740,6 +745,23 @@ def test_owners_whose_clocks_are_behind_leave_a_debt_as_long_as_it_is(
     back.take("reply", 0, ready("next"), at(65))
     assert back.numbers[NUMBER].intend(at(72.4)) == []
     assert names(back.numbers[NUMBER].intend(at(72.6))) == ["next"]
+
+
+def test_sends_made_before_the_ledgers_debt_is_repaid_add_to_it() -> None:
+    """I4: an owner whose clock is behind may send when the debt is repaid by the clock that wrote it, not by its own.
+    Its sends owe their 6 s all the same, though `since` is earlier than the burst was: a takeover had put it back."""
+    owed = Debt(NUMBER, "main:1", WALL - 10_000, 8, WALL + 40_000, 0, 0)
+    slot, reports = restored(
+        Snapshot(WALL, [], b""),
+        Part([owed], []),
+        Written([], [], [intent("r1")]),
+        Written([Answer("r1", 1, "done", WALL + 39_000)], [], [intent("r2")]),
+        Written([Answer("r2", 1, "done", WALL + 39_100)], [], []),
+        now=at(45),
+    )
+    assert reports == []
+    [(_, held)] = slot.numbers[NUMBER].debts(at(45))
+    assert at(39 + 12).ms <= held.free_at <= at(40 + 12).ms
 
 
 def test_the_same_record_twice_is_sent_once() -> None:
