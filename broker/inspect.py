@@ -19,6 +19,9 @@ from schemas import records
 TEXT_CHARS_MAX = 160
 """A line for a person; `--json` shows everything."""
 
+NESTING_MAX = 100
+"""Deeper than anything Meta sends, and far from the interpreter's own bound."""
+
 _DIGITS = re.compile(r"\d{7,}")
 _LINE_ENDS = str.maketrans("", "", "\n\r\t")
 
@@ -71,7 +74,13 @@ def masked(tree: Any) -> Any:
     if isinstance(tree, str):
         return mask(tree)
     if isinstance(tree, dict):
-        return {name: masked(value) for name, value in tree.items()}
+        hidden: dict[str, Any] = {}
+        for name, value in tree.items():
+            name = mask(name)
+            while name in hidden:  # two that look alike when masked stay two
+                name += "′"
+            hidden[name] = masked(value)
+        return hidden
     return [masked(value) for value in tree] if isinstance(tree, list) else tree
 
 
@@ -102,34 +111,40 @@ def _tree(record: msgspec.Struct) -> dict[str, Any]:
 
 def _structure(value: bytes) -> dict[str, Any]:
     try:
-        tree = msgspec.msgpack.decode(value)
+        tree = _plain(msgspec.msgpack.decode(value))
     except (msgspec.MsgspecError, RecursionError, ValueError):
         tree = None
     if not isinstance(tree, dict | list):  # a lone byte is a number in msgpack: that says nothing
         return {"unreadable": readable(value)}
-    return {"type": "structure", "value": _plain(tree)}
-
-
-def _plain(tree: Any) -> Any:
-    match tree:
-        case bytes():
-            return readable(tree)
-        case dict():
-            return {name if isinstance(name, str) else str(_plain(name)): _plain(value) for name, value in tree.items()}
-        case list() | tuple():
-            return [_plain(value) for value in tree]
-        case None | bool() | int() | float() | str():
-            return tree
-    return str(tree)
+    return {"type": "structure", "value": tree}
 
 
 def _body(raw: bytes) -> Any:
     if raw[:1] in (b"{", b"["):
         try:
-            return msgspec.json.decode(raw)
-        except msgspec.DecodeError:
+            return _plain(msgspec.json.decode(raw))
+        except (msgspec.DecodeError, RecursionError):
             return readable(raw)
     return readable(raw)
+
+
+def _plain(tree: Any, left: int = NESTING_MAX) -> Any:
+    """Return a tree of what JSON can say. Raises RecursionError when it is nested too deeply."""
+    if left == 0:
+        raise RecursionError
+    match tree:
+        case bytes():
+            return readable(tree)
+        case dict():
+            plain = {}
+            for name, value in tree.items():
+                plain[name if isinstance(name, str) else str(_plain(name, left - 1))] = _plain(value, left - 1)
+            return plain
+        case list() | tuple():
+            return [_plain(value, left - 1) for value in tree]
+        case None | bool() | int() | float() | str():
+            return tree
+    return str(tree)
 
 
 def _short(value: Any) -> str:

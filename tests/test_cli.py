@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -353,6 +354,21 @@ def test_following_a_log_shows_what_comes_until_it_is_interrupted(written: Trial
             following.stdout.close()
             written.write("more")
             assert following.wait(timeout=20) == 0
+            assert following.stderr.read() == ""
+        finally:
+            following.kill()
+
+
+def test_following_ends_with_ctrl_c(written: Trial) -> None:
+    """Without a traceback, and with the code every shell knows for it."""
+    words = [sys.executable, "-m", "broker.cli", "tail", "conversations", "--follow", "--config", str(written.config)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
+        try:
+            assert following.stdout is not None
+            assert following.stderr is not None
+            assert following.stdout.readline()
+            following.send_signal(signal.SIGINT)
+            assert following.wait(timeout=20) == 130
             assert following.stderr.read() == ""
         finally:
             following.kill()
