@@ -114,7 +114,7 @@ async def silent(_: GraphServer, __: Seen, reader: asyncio.StreamReader, ___: as
     return False
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 30.0) -> None:
     """Wait until something that has to be asked for holds."""
     for _ in range(int(timeout_s / 0.01)):
         if await condition():
@@ -442,10 +442,12 @@ async def test_a_crash_between_outcome_and_step_says_both_and_calls_once(
 ) -> None:
     """The customer stage knows the answer already and settles the doubt at once."""
     commit = EmbeddedLease.commit
+    halted = asyncio.Event()
 
     async def halting(lease: EmbeddedLease, step: Step) -> None:
         written = [decode_ledger(value) for _, value in step.changes if value]
         if any(isinstance(record, Written) and record.answers for record in written):
+            halted.set()
             await asyncio.Event().wait()
         await commit(lease, step)
 
@@ -453,6 +455,8 @@ async def test_a_crash_between_outcome_and_step_says_both_and_calls_once(
     await rig.put(ready("a"))
     await rig.stage()
     assert await rig.reported(1) == Counter({("a", "accepted"): 1})
+    async with asyncio.timeout(10):
+        await halted.wait()
     monkeypatch.setattr(EmbeddedLease, "commit", commit)
     await rig.crash()
     await rig.put(ready("other", "15550000002"))
