@@ -33,9 +33,8 @@ def main() -> int:
             print(f"{len(runs)} of {asked.seeds} seeds, the last {ran.seed}", flush=True)
     failed = [ran.seed for ran in runs if ran.wrong]
     never = check(runs).never_struck()
-    print(
-        f"{len(runs)} seeds, {sum(ran.virtual_s for ran in runs):.0f} virtual s, {sum(ran.cpu_s for ran in runs):.0f} CPU s"
-    )
+    virtual_s, cpu_s = sum(ran.virtual_s for ran in runs), sum(ran.cpu_s for ran in runs)
+    print(f"{len(runs)} seeds, {virtual_s:.0f} virtual s, {cpu_s:.0f} CPU s")
     print(f"failed: {failed or 'none'}; planned and never struck: {never or 'none'}")
     return int(bool(failed or never))
 

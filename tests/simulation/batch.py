@@ -16,7 +16,7 @@ from tests.simulation.weather import STORM_FROM_S, STORM_S, Weather, skews_of
 from tests.simulation.world import STOPPING_S, World, number_at
 
 SETTLE_S = 400.0
-"""From the last fault until nobody waits for anything: the longest doubt, an open breaker, and the skew of two clocks."""
+"""From the last fault until nobody waits for anything: the longest doubt, an open breaker, the skew of two clocks."""
 
 SETTLE_STEPPED_S = 600.0
 """After a clock was ahead, besides how far it was: a deadline that was set by it is late by that much."""

@@ -132,7 +132,7 @@ async def ask(
 def event_of(body: bytes) -> Any:
     """Return an event in Meta's shape, whichever format it came in."""
     said = json.loads(body)
-    return said["data"] if "data" in said else said
+    return said.get("data", said)
 
 
 def name_of(event: Any) -> str:

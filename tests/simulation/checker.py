@@ -34,6 +34,7 @@ PAIR_TOLERANCE_S = 0.002
 
 VIOLATIONS_MAX = 20
 
+SLOT_OF = {number: line.slot for number, line in BY_NUMBER.items()}
 
 INBOUND_KNOWN_S = 0.150
 """How long ago an inbound message must have been on the traffic log for a send to have reckoned with it."""
@@ -92,7 +93,7 @@ class Logs:
 
 
 class Checker:
-    """Holds a run's evidence against the promises. `open_matters`: what is not settled yet; `violations`: what broke."""
+    """Holds a run's evidence to the promises. `open_matters`: what is not settled yet; `violations`: what broke."""
 
     def __init__(self, evidence: Evidence, cluster: SimulatedCluster) -> None:
         self._evidence = evidence
@@ -251,7 +252,7 @@ class Checker:
         inbound: dict[str, list[tuple[float, int]]] = {number: [] for number in BY_NUMBER}
         for digest in self._evidence.digests:
             if digest.number in inbound:
-                inbound[digest.number].append((digest.at, digest.count))
+                inbound[digest.number].append((digest.at, digest.messages))
         pairs: dict[tuple[str, str], tuple[PairDebt, list[Issued]]] = {}
         for one in self._evidence.issued:
             window = windows[one.number]
@@ -271,12 +272,42 @@ class Checker:
             if debt.free_at <= one.at:
                 burst = []
             burst.append(one)
-            if not (debt.allows(one.at) or debt.allows(one.at + PAIR_TOLERANCE_S)):
-                # A debt that wall clocks carried through a restore, which differed is as exact as those clocks: core/pacing.py, `carried`.
-                if len({sent.offset_ms for sent in burst}) < 2:
-                    where = f"{one.process}, …{one.number[-3:]} wrote at {one.at:.3f} to a customer"
-                    sent = ", ".join(f"{each.at:.3f} {each.process} {each.offset_ms}" for each in burst)
-                    self._say("I4", f"{where} it owes until {debt.free_at:.3f}: {sent}")
+            if not _allows(debt, one.at):
+                debt, burst = self._debt_of_its_owner(burst)
+            if not _allows(debt, one.at):
+                where = f"{one.process}, …{one.number[-3:]} wrote at {one.at:.3f} to a customer"
+                sent = ", ".join(f"{each.at:.3f} {each.process} {each.offset_ms}" for each in burst)
+                self._say("I4", f"{where} it owes until {debt.free_at:.3f}: {sent}")
                 debt, burst = PairDebt(), [one]
             debt.charge(one.at)
             pairs[one.number, one.customer] = debt, burst
+
+    def _debt_of_its_owner(self, burst: list[Issued]) -> tuple[PairDebt, list[Issued]]:
+        """Return the debt that whoever made a burst's last send may believe in, and the sends it holds.
+
+        A debt that was carried through a ledger is as exact as the wall clocks that carried it: core/pacing.py,
+        `carried`. So what was sent before the ledger was last read back counts as repaid when those clocks differed
+        by what was missing. In memory a debt knows no wall clock: what the same owner sent always counts.
+        """
+        slot, newest = SLOT_OF[burst[0].number], burst[-1].at
+        held = [one for one in self._evidence.held if one.slot == slot and one.at <= newest]
+        restored_at = max((one.at for one in held if one.is_new), default=0.0)
+        before = [one for one in burst if one.at < restored_at]
+        own = burst[len(before) :]
+        offsets = [one.offset_ms for one in held if one.at > burst[0].at] + [one.offset_ms for one in burst]
+        offsets += [one.offset_ms for one in held if one.at <= burst[0].at][-1:]
+        owed = _debt_of(before)
+        if before and (owed.free_at - own[0].at) * 1_000 <= max(offsets) - min(offsets):
+            return _debt_of(own[:-1]), own
+        return _debt_of(burst[:-1]), burst
+
+
+def _debt_of(sent: list[Issued]) -> PairDebt:
+    debt = PairDebt()
+    for one in sent:
+        debt.charge(one.at)
+    return debt
+
+
+def _allows(debt: PairDebt, at: float) -> bool:
+    return debt.allows(at) or debt.allows(at + PAIR_TOLERANCE_S)

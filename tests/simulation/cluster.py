@@ -237,6 +237,8 @@ class SimulatedCluster:
         """Told each step when it becomes visible."""
         self.on_land: Callable[[str, list[bytes]], None] = lambda log, values: None
         """Told each plain append when it is durable: its log and its values."""
+        self.on_hold: Callable[[Process, Stage, int, bool], None] = lambda process, stage, partition, is_new: None
+        """Told who reads a partition's state back (`is_new`) or is about to write it."""
 
     # ── wires ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -24,7 +24,7 @@ from workers.poster import Posted, PostFailed
 
 GRAPH = "graph"
 UPLINK = Latency(0.015, 0.045, tail_chance=0.0)
-"""To Meta, one way. Steadier than the 40 ms the window allows for: what comes closer together is a fault (`net.slow`)."""
+"""To Meta, one way. Steadier than the 40 ms the window allows for: closer together is a fault (`net.slow`)."""
 
 CALL_TIMEOUT_S = 30.0
 RECEIVERS = ("receiver-0", "receiver-1")

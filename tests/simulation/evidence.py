@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from broker.log.catalogue import LEDGER, TRAFFIC
+from broker.log.contract import Stage
 from broker.sandbox.journal import Called, Entry, Journal, Posted, Ticked, Webhook, Wrote
 from schemas.ledger import Intent, Snapshot, Written, decode_ledger
 from schemas.records import decode_digest
@@ -38,7 +39,7 @@ class Digest(NamedTuple):
 
     at: float
     number: str
-    count: int
+    messages: int
 
 
 class Receipt(NamedTuple):
@@ -70,6 +71,16 @@ class Heard(NamedTuple):
     own: str | None
 
 
+class Held(NamedTuple):
+    """A process read a slot's ledger back (`is_new`), or wrote it: what its wall clock was off by then."""
+
+    at: float
+    slot: int
+    process: str
+    offset_ms: int
+    is_new: bool
+
+
 class Evidence:
     """Collects. Everything is a list in the order of time."""
 
@@ -86,11 +97,15 @@ class Evidence:
         self.webhooks: dict[int, Webhook] = {}
         self.acknowledged: dict[int, float] = {}
         """Items of POSTs that were answered with 200, by their number, and when."""
+        self.held: list[Held] = []
+        """Ledgers that were read back; between two of these each change of the owner's clock that a step shows."""
         self.steps = 0
+        self._clocks: dict[int, Held] = {}
         self._intents: dict[str, dict[tuple[int, int], None]] = {}
         journal.listen(self._see)
         cluster.on_commit = self._committed
         cluster.on_land = self._landed
+        cluster.on_hold = self._hold
         self._by_kind: dict[type[Entry], Callable[[Entry], None]] = {
             Called: self.calls.append,  # type: ignore[dict-item]  # each list takes its own kind
             Ticked: self.ticks.append,  # type: ignore[dict-item]
@@ -131,6 +146,16 @@ class Evidence:
         for _, value in transaction.step.changes:
             for intent in intents_of(value or b""):
                 self._intents.setdefault(intent.send_id, {})[intent.attempt, intent.at] = None
+
+    def _hold(self, process: Process, stage: Stage, partition: int, is_new: bool) -> None:
+        if stage.state != LEDGER:
+            return
+        offset_ms = process.clock.now() - self.sim.true_ms
+        held = Held(self.sim.now, partition, f"{process.name}#{process.incarnation}", offset_ms, is_new)
+        last = self._clocks.get(partition)
+        if is_new or last is None or last[2:4] != held[2:4]:
+            self._clocks[partition] = held
+            self.held.append(held)
 
     def _landed(self, log: str, values: list[bytes]) -> None:
         if log == TRAFFIC:

@@ -234,6 +234,7 @@ class SimLease(_Tenancy):
         except LeaseLost as exc:
             self.lose(str(exc))
             raise
+        cluster.on_hold(self.engine.process, self.stage, self.partition, True)
         self.feed(restored.position)
         return restored
 
@@ -252,6 +253,7 @@ class SimLease(_Tenancy):
         cluster = self.engine.cluster
         begun_at = cluster.loop.now
         answer: asyncio.Future[None] = cluster.loop.create_future()
+        cluster.on_hold(self.engine.process, self.stage, self.partition, False)
         await self.engine.at_moment("step.begin", self.stage.name)
         self._committing = True
         with self.tenure.working():

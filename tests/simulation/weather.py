@@ -10,9 +10,10 @@ from random import Random
 
 from broker.sandbox.faults import FAULTS as PLATFORM_FAULTS
 from broker.sandbox.faults import Fault, FaultName
+from tests.simulation.edges import RECEIVERS
 from tests.simulation.faults import Latency, add_kind
 from tests.simulation.loop import Process, State
-from tests.simulation.world import BOTS, RECEIVERS, TROUBLED, WORKERS, World, number_at
+from tests.simulation.world import BOTS, TROUBLED, WORKERS, World, number_at
 
 STORM_FROM_S, STORM_S = 15.0, 300.0
 LONG_S = Latency(0.5, 4.0, tail_chance=0.0)
@@ -41,8 +42,9 @@ PLATFORM: dict[FaultName, Fault] = {
 }  # fmt: skip
 
 MOMENTS: dict[str, str] = {
-    "before_intent": "step.begin/sender", "intent_written": "step.written/sender", "intent_landed": "step.landed/sender",
-    "after_intent": "step.end/sender", "before_permit": "call.begin", "after_call": "call.sent",
+    "before_intent": "step.begin/sender", "intent_written": "step.written/sender",
+    "intent_landed": "step.landed/sender", "after_intent": "step.end/sender", "before_permit": "call.begin",
+    "after_call": "call.sent",
     "at_answer": "call.answered", "before_step": "step.begin/customer", "step_written": "step.written/customer",
     "step_landed": "step.landed/customer", "after_step": "step.end/customer",
     "before_append": "append.begin/conversations", "append_landed": "append.landed/conversations",
@@ -53,8 +55,8 @@ EVENTS = ("kill", "freeze", "stop", "log.down", "log.cut", "log.rebalance", "clo
 
 for _name, _text in PLATFORM_FAULTS.items():
     add_kind(f"platform.{_name}", _text)
-for _name in MOMENTS:
-    add_kind(f"at.{_name}", f"a process is killed or frozen at {_name.replace('_', ' ')}")
+for _moment in MOMENTS:
+    add_kind(f"at.{_moment}", f"a process is killed or frozen at {_moment.replace('_', ' ')}")
 add_kind("platform.freeze", "Meta's platform is silent for a while")
 add_kind("clock.skew", "the processes' wall clocks differ by up to 30 s")
 
