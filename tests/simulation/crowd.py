@@ -16,6 +16,9 @@ from tests.simulation.net import Net
 CAMPAIGN_LIFE_S = 90.0
 """A campaign's message is good for so long: a doubt about one is over soon."""
 
+CAMPAIGN_REST_S = (15.0, 45.0)
+"""Between two campaigns, each of one to three messages to everybody: often enough that storms meet full queues."""
+
 
 class Crowd:
     """Customers. Each has a number they mostly write to, a stream of places, and moods."""
@@ -85,7 +88,7 @@ class Campaigns:
         """Begin a campaign now and then until the process is to stop."""
         random, number = self._random, 0
         while not self._process.stopping.is_set():
-            await asyncio.sleep(random.uniform(10.0, 30.0))
+            await asyncio.sleep(random.uniform(*CAMPAIGN_REST_S))
             if self.quiet:
                 continue
             number += 1
