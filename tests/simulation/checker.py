@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import Counter, deque
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from broker.log.catalogue import CONVERSATIONS, DEADLETTERS, deliveries, sends
@@ -27,7 +27,7 @@ from schemas.records import (
 from tests.simulation.bots import event_of, name_of
 from tests.simulation.brand import BY_NUMBER, SETTINGS
 from tests.simulation.cluster import SimulatedCluster
-from tests.simulation.evidence import Evidence, Issued
+from tests.simulation.evidence import Digest, Evidence, Issued
 
 PAIR_TOLERANCE_S = 0.002
 """Debts are kept in whole milliseconds."""
@@ -38,6 +38,10 @@ SLOT_OF = {number: line.slot for number, line in BY_NUMBER.items()}
 
 INBOUND_KNOWN_S = 0.150
 """How long ago an inbound message must have been on the traffic log for a send to have reckoned with it."""
+
+
+INBOUND_TAKEN_S = 0.020
+"""How long after a fetch brought it a digest may be counted."""
 
 
 class Event(NamedTuple):
@@ -247,12 +251,12 @@ class Checker:
 
     def _within_limits(self) -> None:
         """Judge each send by what may be known when it leaves: the second up to it must fit the tier, sends and
-        inbound together, but for inbound that was not on the log `INBOUND_KNOWN_S` before."""
+        inbound together, but for inbound that was not on the log `INBOUND_KNOWN_S` before, or that a stalled fetch
+        had not brought to the owner."""
         windows: dict[str, deque[float]] = {number: deque() for number in BY_NUMBER}
-        inbound: dict[str, list[tuple[float, int]]] = {number: [] for number in BY_NUMBER}
+        inbound: dict[tuple[str, str], list[Digest]] = {}
         for digest in self._evidence.digests:
-            if digest.number in inbound:
-                inbound[digest.number].append((digest.at, digest.messages))
+            inbound.setdefault((digest.process, digest.number), []).append(digest)
         pairs: dict[tuple[str, str], tuple[PairDebt, list[Issued]]] = {}
         for one in self._evidence.issued:
             window = windows[one.number]
@@ -260,11 +264,10 @@ class Checker:
             while window[0] <= one.at - 1.0:
                 window.popleft()
             tier = BY_NUMBER[one.number].tier_mps
-            known = inbound[one.number]
-            began = bisect_right(known, one.at - 1.0, key=itemgetter(0))
-            came = sum(
-                count for _, count in known[began : bisect_right(known, one.at - INBOUND_KNOWN_S, key=itemgetter(0))]
-            )
+            known = inbound.get((one.process, one.number), [])
+            began = bisect_right(known, one.at - 1.0, key=attrgetter("at"))
+            until = bisect_right(known, one.at - INBOUND_KNOWN_S, key=attrgetter("at"))
+            came = sum(each.messages for each in known[began:until] if each.fetched_at <= one.at - INBOUND_TAKEN_S)
             if len(window) + came > tier:
                 spent = f"{len(window)} sends and {came} inbound in the second up to {one.at:.3f}, {tier} fit"
                 self._say("I4", f"…{one.number[-3:]}: {spent} ({one.process})")

@@ -235,8 +235,8 @@ class SimulatedCluster:
         self._sessions: dict[Process, Session] = {}
         self.on_commit: Callable[[Transaction], None] = lambda transaction: None
         """Told each step when it becomes visible."""
-        self.on_land: Callable[[str, list[bytes]], None] = lambda log, values: None
-        """Told each plain append when it is durable: its log and its values."""
+        self.on_fetch: Callable[[Process, list[Entry]], None] = lambda process, entries: None
+        """Told what a process's fetch brought it."""
         self.on_hold: Callable[[Process, Stage, int, bool], None] = lambda process, stage, partition, is_new: None
         """Told who reads a partition's state back (`is_new`) or is about to write it."""
 
@@ -373,7 +373,6 @@ class SimulatedCluster:
             if partition.spec.kept == "last":
                 partition.settle(draft.key, draft.value)
             touched[partition] = None
-        self.on_land(name, [draft.value or b"" for draft in drafts])
         for partition in touched:
             self._grown(partition)
 

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import msgspec
 
 from broker.log.catalogue import LEDGER, TRAFFIC
+from broker.log.contract import Entry as Record
 from broker.log.contract import Stage
 from broker.sandbox.journal import Called, Entry, Journal, Posted, Ticked, Webhook, Wrote
 from schemas.ledger import Intent, Snapshot, Written, decode_ledger
 from schemas.records import decode_digest
 from tests.simulation.cluster import SimulatedCluster, Transaction
-from tests.simulation.loop import Process, Sim
+from tests.simulation.loop import EPOCH_MS, Process, Sim
 
 
 class Issued(NamedTuple):
@@ -35,9 +36,11 @@ class Issued(NamedTuple):
 
 
 class Digest(NamedTuple):
-    """Inbound messages that became known: their digest can be read since this moment."""
+    """Inbound messages a process has heard of: their digest was on the log at `at` and reached it at `fetched_at`."""
 
     at: float
+    fetched_at: float
+    process: str
     number: str
     messages: int
 
@@ -88,6 +91,7 @@ class Evidence:
         self.sim = sim
         self.issued: list[Issued] = []
         self.digests: list[Digest] = []
+        self._digests_seen: set[tuple[str, int, int]] = set()
         self.receipts: list[Receipt] = []
         self.asked: list[Asked] = []
         self.heard: list[Heard] = []
@@ -104,7 +108,7 @@ class Evidence:
         self._intents: dict[str, dict[tuple[int, int], None]] = {}
         journal.listen(self._see)
         cluster.on_commit = self._committed
-        cluster.on_land = self._landed
+        cluster.on_fetch = self._fetched
         cluster.on_hold = self._hold
         self._by_kind: dict[type[Entry], Callable[[Entry], None]] = {
             Called: self.calls.append,  # type: ignore[dict-item]  # each list takes its own kind
@@ -157,11 +161,15 @@ class Evidence:
             self._clocks[partition] = held
             self.held.append(held)
 
-    def _landed(self, log: str, values: list[bytes]) -> None:
-        if log == TRAFFIC:
-            for value in values:
-                digest = decode_digest(value)
-                self.digests.append(Digest(self.sim.now, digest.phone_number_id, digest.count))
+    def _fetched(self, process: Process, records: list[Record]) -> None:
+        who = f"{process.name}#{process.incarnation}"
+        for record in records:
+            seen = (who, record.partition, record.offset)
+            if record.log == TRAFFIC and seen not in self._digests_seen:
+                self._digests_seen.add(seen)
+                digest = decode_digest(record.value)
+                at = (record.appended_at - EPOCH_MS) / 1_000
+                self.digests.append(Digest(at, self.sim.now, who, digest.phone_number_id, digest.count))
 
 
 def intents_of(value: bytes) -> list[Intent]:

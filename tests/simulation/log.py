@@ -112,6 +112,7 @@ class _Feed:
         if not self._closed:
             entries, self._at = self._partition.read(self._at, FETCH_RECORDS_MAX)
             if entries:
+                cluster.on_fetch(self.process, entries)
                 self._deliver(entries)
             self.poke()
 

@@ -1,0 +1,142 @@
+"""The simulation finds what it is there to find: bugs are planted into the real stages, and a storm brings them out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from broker.core.customer_state import pack, unpack
+from broker.core.pacing import Window
+from broker.core.sender import Phase, Send
+from broker.core.slot import Plan
+from broker.log.contract import Lease, Step
+from tests.simulation.batch import run
+from workers import customer as customer_stage
+from workers.customer import Household
+from workers.sender import Refused, SlotOwner
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+class _Lease:
+    """A lease whose `commit` is planted; everything else is the real one's."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._real = lease
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def _with_lease(patch: pytest.MonkeyPatch, owner: type[Household] | type[SlotOwner], lease: type[_Lease]) -> None:
+    begin = owner.__init__
+
+    def init(self: Any, stage: Any, real: Lease, *others: Any) -> None:
+        begin(self, stage, lease(real), *others)
+
+    patch.setattr(owner, "__init__", init)
+
+
+def drop_changes(patch: pytest.MonkeyPatch) -> None:
+    """A step of the customer stage leaves its state changes out."""
+    patch.setattr(customer_stage, "Step", lambda position, derived, changes: Step(position, derived))
+
+
+def position_ahead(patch: pytest.MonkeyPatch) -> None:
+    """The customer stage commits its position first, and then what it did."""
+
+    class Ahead(_Lease):
+        async def commit(self, step: Step) -> None:
+            if step.position:
+                await self._real.commit(Step(step.position))
+            await self._real.commit(Step({}, step.derived, step.changes))
+
+    _with_lease(patch, Household, Ahead)
+
+
+def call_before_intent(patch: pytest.MonkeyPatch) -> None:
+    """The sender takes a step for durable that is still on its way."""
+
+    class Eager(_Lease):
+        under_way: asyncio.Task[None] | None = None
+
+        async def commit(self, step: Step) -> None:
+            if self.under_way is not None:
+                await self.under_way
+            self.under_way = asyncio.create_task(self._real.commit(step))
+            self.under_way.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    _with_lease(patch, SlotOwner, Eager)
+
+
+def permit_before_intent(patch: pytest.MonkeyPatch) -> None:
+    """The sender takes a permit when it intends, and the step may stall between it and the bytes."""
+    commit, permit = SlotOwner._commit, SlotOwner._permit
+
+    async def early(self: SlotOwner, plan: Plan, is_snapshot: bool) -> bool:
+        for send in plan.sends:
+            try:
+                await permit(self, send, self._epoch)
+            except Refused:
+                continue
+        return await commit(self, plan, is_snapshot)
+
+    async def granted(self: SlotOwner, send: Send, epoch: int) -> None:
+        if send.phase is not Phase.CALLED:
+            await permit(self, send, epoch)
+
+    patch.setattr(SlotOwner, "_commit", early)
+    patch.setattr(SlotOwner, "_permit", granted)
+
+
+def full_bucket(patch: pytest.MonkeyPatch) -> None:
+    """A new owner of a number believes that nobody sent before it."""
+    begin = Window.__init__
+
+    def init(self: Window, throughput_mps: int, now: float) -> None:
+        begin(self, throughput_mps, now)
+        self._closed_until = self._due_at = now
+
+    patch.setattr(Window, "__init__", init)
+
+
+def inbound_ignored(patch: pytest.MonkeyPatch) -> None:
+    """What arrives is not counted against the tier."""
+    patch.setattr(Window, "charge_inbound", lambda self, count, now: None)
+
+
+def dedupe_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A restored owner does not know what its predecessor has taken."""
+    remember = Household._remember
+
+    async def forget(self: Household) -> None:
+        await remember(self)
+        for key, packed in self._customers.items():
+            known = unpack(packed)
+            known.taken = b""
+            self._customers[key] = pack(known)
+
+    patch.setattr(Household, "_remember", forget)
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    ("plant", "promise", "seed"),
+    [
+        (drop_changes, "I8", 1),
+        (position_ahead, "I1", 1),
+        (call_before_intent, "I2", 1),
+        (permit_before_intent, "I4", 1),
+        (full_bucket, "I4", 3),
+        (inbound_ignored, "I4", 1),
+        (dedupe_forgotten, "I2", 2),
+    ],
+)
+def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Plant, promise: str, seed: int) -> None:
+    """A storm that no bug can fail would say nothing about a broker that stands it."""
+    plant(monkeypatch)
+    wrong = run(seed).wrong
+    assert any(promise in one for one in wrong), wrong
