@@ -92,7 +92,6 @@ async def play_stage(spec: Facts) -> AsyncIterator[Part]:
         await port.start()
         stack.push_async_callback(port.stop, 2.0)
 
-
         async def run(question: Facts) -> Facts:
             graph = GraphClient(f"http://127.0.0.1:{question['graph_port']}", VERSION, of.sender.call_timeout_s)
             await graph.start()

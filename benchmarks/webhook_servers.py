@@ -68,7 +68,6 @@ async def play_receiver(spec: Facts) -> AsyncIterator[Part]:
         await port.start()
         stack.push_async_callback(port.stop, 2.0)
 
-
         async def durable(_: Facts) -> Facts:
             return {"count": await records_on(engine, CONVERSATIONS)}
 
