@@ -327,3 +327,12 @@ def test_a_burst_ends_early_and_a_debt_late_by_what_the_ways_may_differ() -> Non
     assert pair_surely_open_at(debt, 1_005_501) == 1_018_500
     assert pair_surely_open_at(debt, 1_018_000) == 1_018_500
     assert pair_surely_open_at(debt, 1_018_500) == 1_018_500
+
+
+def test_a_send_that_meta_may_count_to_the_burst_before_waits_until_it_cannot() -> None:
+    """Six seconds after a lone send, a way that differs decides which burst the next belongs to: storm 34 found it."""
+    debt = burst(1, 1_000_000)
+    assert pair_surely_open_at(debt, 1_005_400) == 1_005_400
+    assert pair_surely_open_at(debt, 1_005_500) == 1_006_500
+    assert pair_surely_open_at(debt, 1_006_499) == 1_006_500
+    assert pair_surely_open_at(debt, 1_006_500) == 1_006_500
