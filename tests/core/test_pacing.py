@@ -336,3 +336,9 @@ def test_a_send_that_meta_may_count_to_the_burst_before_waits_until_it_cannot() 
     assert pair_surely_open_at(debt, 1_005_500) == 1_006_500
     assert pair_surely_open_at(debt, 1_006_499) == 1_006_500
     assert pair_surely_open_at(debt, 1_006_500) == 1_006_500
+
+
+def test_a_send_right_when_a_debt_is_repaid_begins_no_new_burst() -> None:
+    """Meta may have seen it come before the debt was repaid, and would then refuse what follows as a second burst."""
+    debt = pair_spent(pair_spent(NO_DEBT, 90_335), 96_335)
+    assert pair_surely_open_at(debt, 96_833) > 102_335

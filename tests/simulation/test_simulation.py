@@ -15,7 +15,9 @@ from tests.simulation.batch import RUN_S_MIN, batch, check, run
 SEEDS = range(1, 101)
 JOBS = 2
 
-FOUND: dict[int, str] = {}
+FOUND: dict[int, str] = {
+    53: "one status item that Meta made while the run was being ended was never answered with 200; not understood yet",
+}
 """Seeds that break a promise, each with what is known of it. `python -m tests.simulation --seed S --trace` shows it."""
 
 
