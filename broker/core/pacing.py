@@ -238,8 +238,7 @@ def pair_open_at(debt: PairDebt, now: int) -> int:
 def pair_surely_open_at(debt: PairDebt, now: int) -> int:
     """Return when this customer may be sent to next whichever way the calls take; at most `now` when at once."""
     late, early = now + PAIR_WAY_MS, max(now - PAIR_WAY_MS, debt.since)
-    is_ambiguous = early < debt.free_at <= late  # part of this burst to one of the two, a new one to the other
-    if not is_ambiguous and pair_open_at(debt, late) <= late and pair_open_at(debt, early) <= early:
+    if pair_open_at(debt, late) <= late and pair_open_at(debt, early) <= early:
         return now
     return debt.free_at + PAIR_WAY_MS
 

@@ -329,15 +329,6 @@ def test_a_burst_ends_early_and_a_debt_late_by_what_the_ways_may_differ() -> Non
     assert pair_surely_open_at(debt, 1_018_500) == 1_018_500
 
 
-def test_a_send_that_meta_may_count_to_the_burst_before_waits_until_it_cannot() -> None:
-    """Six seconds after a lone send, a way that differs decides which burst the next belongs to: storm 34 found it."""
-    debt = burst(1, 1_000_000)
-    assert pair_surely_open_at(debt, 1_005_400) == 1_005_400
-    assert pair_surely_open_at(debt, 1_005_500) == 1_006_500
-    assert pair_surely_open_at(debt, 1_006_499) == 1_006_500
-    assert pair_surely_open_at(debt, 1_006_500) == 1_006_500
-
-
 def test_a_send_right_when_a_debt_is_repaid_begins_no_new_burst() -> None:
     """Meta may have seen it come before the debt was repaid, and would then refuse what follows as a second burst."""
     debt = pair_spent(pair_spent(NO_DEBT, 90_335), 96_335)
