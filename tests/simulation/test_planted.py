@@ -122,21 +122,28 @@ def dedupe_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Household, "_remember", forget)
 
 
-@pytest.mark.timeout(200)
+STORMS_MAX = 12
+"""Storms change with every change of the code, so a bug is looked for in several; most are found in the first."""
+
+
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
-    ("plant", "promise", "seed"),
+    ("plant", "promise"),
     [
-        (drop_changes, "I8", 1),
-        (position_ahead, "I1", 1),
-        (call_before_intent, "I2", 1),
-        (permit_before_intent, "I4", 1),
-        (full_bucket, "I4", 3),
-        (inbound_ignored, "I4", 1),
-        (dedupe_forgotten, "I2", 2),
+        (drop_changes, "I8"),
+        (position_ahead, "I1"),
+        (call_before_intent, "I2"),
+        (permit_before_intent, "I4"),
+        (full_bucket, "I4"),
+        (inbound_ignored, "I4"),
+        (dedupe_forgotten, "I2"),
     ],
 )
-def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Plant, promise: str, seed: int) -> None:
+def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Plant, promise: str) -> None:
     """A storm that no bug can fail would say nothing about a broker that stands it."""
     plant(monkeypatch)
-    wrong = run(seed).wrong
-    assert any(promise in one for one in wrong), wrong
+    for seed in range(1, STORMS_MAX + 1):
+        if any(promise in one for one in run(seed).wrong):
+            print(f"found by seed {seed}")
+            return
+    pytest.fail(f"no breach of {promise} in {STORMS_MAX} storms")
