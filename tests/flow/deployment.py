@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 import aiohttp
 import tomlkit
 
+from tests.kafka.cluster import free_ports
+
 READY_S_MAX = 60.0
 """A process on a machine that builds and tests at the same time."""
 STOP_S_MAX = 20.0
@@ -30,18 +31,6 @@ GRAPH_TOKEN = "EAAtest"
 SINK_SECRET = "b07b07b07"
 BOT_KEY = "dk_test-bot"
 WABA_ID = "102290129340398"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 @dataclass

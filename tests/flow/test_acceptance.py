@@ -18,7 +18,8 @@ import aiohttp
 import pytest
 
 from tests.flow.bot import QuotingBot
-from tests.flow.deployment import BOT_KEY, SINK_SECRET, Deployment, Number, free_ports
+from tests.flow.deployment import BOT_KEY, SINK_SECRET, Deployment, Number
+from tests.kafka.cluster import free_ports
 from tests.kafka.fixtures import KafkaForTests
 
 NUMBERS = (Number("106540352242922", 0), Number("106540352242955", 2), Number("106540352242977", 3))
