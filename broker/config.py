@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from broker.core.media_url import media_secret
 from broker.errors import Misconfigured
 from broker.secrets import Secret, read_secret
-from schemas.settings import SecretSource, Settings
+from schemas.settings import GatewaySettings, SecretSource, Settings
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 """Names become parts of topic names, label values and our opaque data: short, and nothing that needs quoting."""
@@ -52,6 +53,10 @@ class Config:
     def number_tokens(self) -> dict[str, Secret]:
         """Return the Graph token of each number."""
         return {n.phone_number_id: self.secret(f"numbers[{i}].token") for i, n in enumerate(self.settings.numbers)}
+
+    def media_secrets(self) -> dict[str, bytes]:
+        """Return what signs the media urls of each number."""
+        return {number: media_secret(token.reveal()) for number, token in self.number_tokens().items()}
 
     def sink_secrets(self) -> dict[str, Secret]:
         """Return the signing secret of each sink."""
@@ -177,6 +182,7 @@ def check(settings: Settings) -> Iterable[str]:
     ):
         yield from _between(f"{where}.port", port, 0, 65_535)
     yield from _between("receiver.append_timeout_s", settings.receiver.append_timeout_s, 0.1, 20)
+    yield from _public_url(settings.gateway)
     yield from _between("gateway.append_timeout_s", settings.gateway.append_timeout_s, 0.1, 60)
     yield from _between("sender.call_timeout_s", settings.sender.call_timeout_s, 1, 300)
     yield from _between("sender.in_flight_max", settings.sender.in_flight_max, 1, 2_000)
@@ -186,6 +192,18 @@ def check(settings: Settings) -> Iterable[str]:
                 ipaddress.ip_network(text)
             except ValueError as error:
                 yield f"connector.{where}[{i}] = {text!r}: is not an address range: {error}"
+
+
+def _public_url(gateway: GatewaySettings) -> Iterable[str]:
+    url = urlsplit(gateway.public_url)
+    if not gateway.public_url:
+        if gateway.host in ("0.0.0.0", "::", ""):  # noqa: S104  # compared, not listened on
+            yield (
+                f"gateway.public_url = '': is needed with gateway.host = {gateway.host!r}, which says not where bots "
+                "reach the gateway: http(s)://host[:port][/path]"
+            )
+    elif url.scheme not in ("http", "https") or not url.hostname or url.username or url.query or url.fragment:
+        yield f"gateway.public_url = {gateway.public_url!r}: must be http(s)://host[:port][/path], and nothing more"
 
 
 def _sources(settings: Settings) -> Iterable[tuple[str, SecretSource]]:

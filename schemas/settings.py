@@ -160,6 +160,8 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     append_timeout_s: float = 20.0
     unknown_types: bool = True
     """Message types we do not know are passed on and counted; false refuses them."""
+    public_url: str = ""
+    """Where bots reach the gateway: media urls begin with it. Empty: `http://<host>:<port>`."""
 
 
 class SenderSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

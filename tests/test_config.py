@@ -74,6 +74,8 @@ def set_at(*path: str | int) -> Callable[[Tree, Any], None]:
         (("log", "engine"), "rabbit", "log.engine = 'rabbit': Invalid enum value"),
         (("log", "kafka", "min_insync_replicas"), 5, "must not exceed replication_factor (3)"),
         (("connector", "allow"), ["10.0.0.0/99"], "connector.allow[0] = '10.0.0.0/99': is not an address range"),
+        (("gateway", "public_url"), "", "gateway.public_url = '': is needed with gateway.host = '0.0.0.0'"),
+        (("gateway", "public_url"), "https://x/?y=1", "gateway.public_url = 'https://x/?y=1': must be http(s)://"),
         (("apps", 0, "secrets"), [], "apps[0].secrets = []: name at least one app secret"),
     ],
 )
