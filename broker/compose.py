@@ -41,7 +41,7 @@ from broker.sandbox.app import Sandbox
 from broker.sandbox.bots import SampleBots
 from broker.secrets import Secret
 from broker.vitals import Vitals
-from schemas.settings import SandboxSettings
+from schemas.settings import LogSettings, SandboxSettings
 from workers.connector import Connector, guard_of
 from workers.customer import CustomerStage
 from workers.delivery import DeliveryStage
@@ -143,7 +143,7 @@ def rehearse(config: Config) -> None:
     attempts: list[Callable[[], object]] = [
         lambda: context_of(settings),
         lambda: guard_of(settings.connector),
-        *(partial(Target, sink, [secrets[sink.name]]) for sink in settings.sinks),
+        *(partial(Target, sink, secrets[sink.name]) for sink in settings.sinks),
     ]
     if sandbox is not None:
         attempts += [partial(_sample_bots, config, sandbox, SystemClock()), partial(_must_be_playable, sandbox)]
@@ -188,7 +188,7 @@ async def serve(
             starting.cancel()
             await asyncio.wait([starting], timeout=GRACE_S_RUN)
             if not stopping.is_set():
-                raise LogUnavailable(f"not started within {START_S_MAX:.0f} s: is the log reachable?")
+                raise LogUnavailable(f"not started within {START_S_MAX:.0f} s: is {_log_of(settings.log)} reachable?")
             if starting.done() and not starting.cancelled() and (error := starting.exception()) is not None:
                 raise error
             return
@@ -250,7 +250,7 @@ class _Process:
             await connector.start()
             stack.push_async_callback(connector.stop)
             secrets = config.sink_secrets()
-            targets = [Target(sink, [secrets[sink.name]]) for sink in settings.sinks]
+            targets = [Target(sink, secrets[sink.name]) for sink in settings.sinks]
             delivery = DeliveryStage(engine, targets, connector, self.clock, self.rng)
             await delivery.start()
             started.append(delivery.stop)
@@ -392,6 +392,13 @@ async def topics(config: Config, *, apply: bool) -> tuple[list[str], list[str]]:
         return made, [str(missing)]
 
 
+def _log_of(settings: LogSettings) -> str:
+    """Return the setting that says where the log is."""
+    if settings.engine == "kafka":
+        return f"log.kafka.bootstrap_servers = {settings.kafka.bootstrap_servers!r}"
+    return f"log.embedded.path = {settings.embedded.path!r}"
+
+
 def _kafka_password(config: Config) -> Secret | None:
     return config.secret("log.kafka.sasl_password") if config.settings.log.kafka.sasl_password is not None else None
 
@@ -434,7 +441,9 @@ async def tail(
             async with asyncio.timeout(START_S_MAX):
                 await engine.start()
         except TimeoutError:
-            raise LogUnavailable(f"not opened within {START_S_MAX:.0f} s: is the log reachable?") from None
+            raise LogUnavailable(
+                f"not opened within {START_S_MAX:.0f} s: is {_log_of(settings.log)} reachable?"
+            ) from None
         await _merge(engine, log, wanted, offset, shown, follow=follow)
     except ExceptionGroup as failed:
         # A group says that several readers were at work; whoever asked wants to know what went wrong.

@@ -58,9 +58,13 @@ class Config:
         """Return what signs the media urls of each number."""
         return {number: media_secret(token.reveal()) for number, token in self.number_tokens().items()}
 
-    def sink_secrets(self) -> dict[str, Secret]:
-        """Return the signing secret of each sink."""
-        return {sink.name: self.secret(f"sinks[{i}].secret") for i, sink in enumerate(self.settings.sinks)}
+    def sink_secrets(self) -> dict[str, tuple[Secret, ...]]:
+        """Return the signing secrets of each sink: the present one, then the one it replaces."""
+        secrets = {}
+        for i, sink in enumerate(self.settings.sinks):
+            names = ("secret",) if sink.previous_secret is None else ("secret", "previous_secret")
+            secrets[sink.name] = tuple(self.secret(f"sinks[{i}].{name}") for name in names)
+        return secrets
 
 
 def load(path: Path) -> Config:
@@ -135,6 +139,8 @@ def check(settings: Settings) -> Iterable[str]:
         yield from _between(f"{where}.in_flight_max", sink.in_flight_max, 1, 1_000)
         yield from _between(f"{where}.give_up_after_s", sink.give_up_after_s, 1, 7 * 86_400)
         yield from _between(f"{where}.partitions", sink.partitions, 1, 96)
+        if sink.previous_secret is not None and sink.kind != "standard":
+            yield f"{where}.previous_secret: belongs to kind 'standard'; Meta's format has room for one signature"
     for i, key in enumerate(settings.keys):
         where = f"keys[{i}]"
         if not re.fullmatch(r"[0-9a-f]{64}", key.sha256):
@@ -175,11 +181,15 @@ def check(settings: Settings) -> Iterable[str]:
             f"log.kafka.min_insync_replicas = {kafka.min_insync_replicas}: must not exceed replication_factor "
             f"({kafka.replication_factor})"
         )
-    for where, port in (
+    ports = [
         ("receiver", settings.receiver.port),
         ("gateway", settings.gateway.port),
         ("admin", settings.admin.port),
-    ):
+    ]
+    if settings.sandbox is not None:
+        ports.append(("sandbox", settings.sandbox.port))
+        ports += [(f"sandbox.bots[{i}]", bot.port) for i, bot in enumerate(settings.sandbox.bots)]
+    for where, port in ports:
         yield from _between(f"{where}.port", port, 0, 65_535)
     yield from _between("receiver.append_timeout_s", settings.receiver.append_timeout_s, 0.1, 20)
     yield from _public_url(settings.gateway)
@@ -215,6 +225,8 @@ def _sources(settings: Settings) -> Iterable[tuple[str, SecretSource]]:
         yield f"numbers[{i}].token", number.token
     for i, sink in enumerate(settings.sinks):
         yield f"sinks[{i}].secret", sink.secret
+        if sink.previous_secret is not None:
+            yield f"sinks[{i}].previous_secret", sink.previous_secret
     if settings.log.engine == "kafka" and settings.log.kafka.sasl_password is not None:
         yield "log.kafka.sasl_password", settings.log.kafka.sasl_password
     if settings.sandbox is not None:

@@ -46,12 +46,15 @@ class Number(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 class SinkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A place events are delivered to. `kind` "meta" speaks Meta's own webhook format and signature, "standard" is
-    Standard Webhooks. `secret`: the app secret towards a `meta` sink, the `whsec_…` of a `standard` one."""
+    Standard Webhooks. `secret`: the app secret towards a `meta` sink, the `whsec_…` of a `standard` one.
+    `previous_secret`: while it is rotated, a `standard` sink's events are signed with both; Meta's format has room for
+    one signature."""
 
     name: str
     kind: Literal["meta", "standard"]
     url: str
     secret: SecretSource
+    previous_secret: SecretSource | None = None
     timeout_s: float = 15.0
     in_flight_max: int = 64
     """Requests under way to this sink at once, over all customers, for one leased partition."""

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from broker import trial
-from broker.config import load, parse
+from broker.config import load, parse, resolve
 from broker.errors import Misconfigured
 
 EXAMPLE = Path(__file__).parent.parent / "deploy" / "depesche.toml"
 
 Tree = dict[str, Any]
+
+BOT: Tree = {"kind": "orders", "port": -1, "secret": {"env": "X"}, "key": {"env": "X"}, "gateway_url": "http://x/"}
 
 
 def example() -> Tree:
@@ -76,6 +78,9 @@ def set_at(*path: str | int) -> Callable[[Tree, Any], None]:
         (("connector", "allow"), ["10.0.0.0/99"], "connector.allow[0] = '10.0.0.0/99': is not an address range"),
         (("gateway", "public_url"), "", "gateway.public_url = '': is needed with gateway.host = '0.0.0.0'"),
         (("gateway", "public_url"), "https://x/?y=1", "gateway.public_url = 'https://x/?y=1': must be http(s)://"),
+        (("sandbox",), {"port": 65_536}, "sandbox.port = 65536: must be from 0 to 65535"),
+        (("sandbox",), {"bots": [BOT]}, "sandbox.bots[0].port = -1: must be from 0 to 65535"),
+        (("sinks", 0, "previous_secret"), {"env": "X"}, "sinks[0].previous_secret: belongs to kind 'standard'"),
         (("apps", 0, "secrets"), [], "apps[0].secrets = []: name at least one app secret"),
     ],
 )
@@ -110,6 +115,23 @@ def test_every_secret_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert len(lines) == 6
     assert lines[0].startswith("apps[0].secrets[0].file: ")
     assert any("environment variable DEPESCHE_GRAPH_TOKEN: is empty or not set" in line for line in lines)
+
+
+def test_a_sink_signs_with_the_secret_it_has_and_the_one_before(tmp_path: Path) -> None:
+    """While a secret is rotated, whoever checks with either must find a signature of theirs."""
+    tree = example()
+    tree["sinks"][1]["previous_secret"] = {"file": "before"}
+    tree["sinks"][1]["secret"] = {"file": "now"}
+    (tmp_path / "now").write_text("whsec_Yg==")
+    (tmp_path / "before").write_text("whsec_YQ==")
+    others = {"app-secret", "verify-token", "graph-token", "assistant-secret"}
+    (tmp_path / "secrets").mkdir()
+    for name in sorted(others):
+        (tmp_path / "secrets" / name).write_text(name)
+    tree["numbers"][1]["token"] = {"file": "now"}
+    config = resolve(parse(tree), tmp_path)
+    assert [secret.reveal() for secret in config.sink_secrets()["orders"]] == ["whsec_Yg==", "whsec_YQ=="]
+    assert [secret.reveal() for secret in config.sink_secrets()["assistant"]] == ["assistant-secret"]
 
 
 def test_a_file_that_is_not_there_or_not_toml_is_said(tmp_path: Path) -> None:

@@ -179,6 +179,9 @@ class Topics:
         except IncompatibleBrokerVersion as error:
             raise Misconfigured(f"the Kafka cluster is too old, 2.8 is the least: {error}") from error
         except CLIENT_ERRORS as error:
-            raise LogUnavailable(f"Kafka does not answer questions about topics: {error!r}") from error
+            servers = self._settings.bootstrap_servers
+            raise LogUnavailable(
+                f"log.kafka.bootstrap_servers = {servers!r}: Kafka does not answer there: {error!r}"
+            ) from error
         finally:
             await admin.close()
