@@ -252,10 +252,12 @@ async def test_a_read_mark_is_done_and_concerns_no_customer(port: Port) -> None:
 @pytest.mark.parametrize(
     ("change", "code", "path"),
     [
-        ({"to": None}, 131008, "to"),
-        ({"text": {"body": "x" * 4_097}}, 131009, "text.body"),
-        ({"type": "image", "image": {"link": "x"}}, 131009, "image.link"),
-        ({"biz_opaque_callback_data": "x" * 513}, 131009, "biz_opaque_callback_data"),
+        ({"to": None}, 100, "to"),
+        ({"to": "somebody"}, 131009, "to"),
+        ({"text": {"body": "x" * 4_097}}, 100, "text.body"),
+        ({"type": "image", "image": {"link": "x"}}, 100, "image.link"),
+        ({"biz_opaque_callback_data": "x" * 513}, 100, "biz_opaque_callback_data"),
+        ({"type": "interactive", "interactive": {"type": "button"}}, 131008, "interactive.body"),
     ],
 )
 async def test_a_payload_that_meta_would_refuse_is_refused_here(
@@ -284,7 +286,7 @@ async def test_unknown_types_pass_and_are_counted_or_are_refused(tmp_path: Path)
             assert count(metrics.gateway_unknown_types) == before + 1
         strict = settings(gateway=GatewaySettings(port=0, unknown_types=False))
         async with serving(engine, strict) as port:
-            assert error(await port.send(hologram))[:2] == (400, 131051)
+            assert error(await port.send(hologram))[:2] == (400, 100)
 
 
 async def test_what_is_too_large_or_encoded_is_refused_unread(port: Port) -> None:
