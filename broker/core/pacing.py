@@ -31,8 +31,11 @@ the present is missing. Measured with 30 % inbound: 0.2 / 0.1 / 0.0 % refused at
 INBOUND_MEAN_S = 5.0
 """Time constant of the inbound rate's moving mean: steady at 1/s, quick enough for a campaign's echo."""
 
-CATCH_UP_S = 0.05
-"""How much lateness of a timer is made good by sending closer together. More would be a burst, less would lose tier."""
+CATCH_UP_S = 0.25
+"""How much lateness of a timer is made good by sending closer together. A stall is what has to be made good: Python's
+collector holds a sender with 28,000 waiting sends up for 130 ms every second. Measured at 1,000 mps: 0.91 of the tier
+with 0.05 s, 0.94 with 0.25 s, nothing refused in either. More would let one stall fill the window at once and leave
+the rest of the second to nobody."""
 
 CUT = 0.7
 CUT_EVERY_S = 1.0
