@@ -17,7 +17,7 @@ from benchmarks.child import Facts, Lag, Part, be
 from benchmarks.graph_servers import FIRST_PHONE, TOKEN
 from benchmarks.load import APP, NUMBER, SECRET
 from benchmarks.webhook_servers import records_on, settings
-from broker import metrics
+from broker import garbage, metrics
 from broker.clock import SystemClock
 from broker.core.opaque import new_send_id, wrap
 from broker.log.catalogue import CONVERSATIONS, catalogue, sends
@@ -91,6 +91,8 @@ async def play_stage(spec: Facts) -> AsyncIterator[Part]:
         port = receiver_app(receiver, of, clock)
         await port.start()
         stack.push_async_callback(port.stop, 2.0)
+
+        garbage.settle()  # as `depesche` does when everything has started
 
         async def run(question: Facts) -> Facts:
             graph = GraphClient(f"http://127.0.0.1:{question['graph_port']}", VERSION, of.sender.call_timeout_s)

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from benchmarks.child import Facts, Part, be
 from benchmarks.load import APP, NUMBER, SECRET
-from broker import metrics
+from broker import garbage, metrics
 from broker.clock import SystemClock
 from broker.log.catalogue import CONVERSATIONS, catalogue
 from broker.log.contract import LogEngine
@@ -67,6 +67,8 @@ async def play_receiver(spec: Facts) -> AsyncIterator[Part]:
         port = receiver_app(receiver, of, clock)
         await port.start()
         stack.push_async_callback(port.stop, 2.0)
+
+        garbage.settle()  # as `depesche` does when everything has started
 
         async def durable(_: Facts) -> Facts:
             return {"count": await records_on(engine, CONVERSATIONS)}

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from broker import metrics
+from broker import garbage, metrics
 from broker.admin import Admin
 from broker.clock import Clock, SystemClock
 from broker.config import Config
@@ -193,6 +193,7 @@ async def serve(
                 raise error
             return
         starting.result()
+        garbage.settle()
         admin.started = True
         if greet is not None:
             for line in process.greetings():
