@@ -31,9 +31,9 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 run: $(VENV)/.run  ## start everything in one process, with a sandbox instead of Meta
 	@exec $(BIN)/depesche run
 
-test: $(VENV)/.dev  ## the whole suite, on a real Kafka and in a real browser
+test: $(VENV)/.dev  ## the whole suite, on a real Kafka and in a real browser; ARGS="-n 0 tests/core" for a part
 	@.ci/prepare test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev  ## style and format
 	@$(BIN)/ruff check .

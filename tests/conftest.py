@@ -1,5 +1,13 @@
-"""Fixtures every test can ask for. They live in modules named after what they own; this file only imports them."""
+"""Fixtures every test can ask for, and the suite's order. They live in modules named after what they own."""
 
 from tests.kafka.fixtures import breakable_kafka, kafka, kafka_prefix, own_kafka, session_kafka
+from tests.schedule import pytest_collection_modifyitems
 
-__all__ = ["breakable_kafka", "kafka", "kafka_prefix", "own_kafka", "session_kafka"]
+__all__ = [
+    "breakable_kafka",
+    "kafka",
+    "kafka_prefix",
+    "own_kafka",
+    "pytest_collection_modifyitems",
+    "session_kafka",
+]

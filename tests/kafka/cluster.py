@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import ctypes
+import itertools
 import os
 import shutil
 import signal
@@ -33,16 +34,25 @@ SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="kafka-for-tests")
 A node restarted from a thread of the moment died with it."""
 
 
+PORTS = range(12_000, 32_000)
+"""Below those Linux gives to outgoing connections (32768 and up): one of them would sit on the port of a broker that is
+down for a moment. Each process begins elsewhere, so that suites beside each other seldom want the same."""
+
+_ports = itertools.cycle(PORTS)
+for _ in range(os.getpid() * 61 % len(PORTS)):
+    next(_ports)
+
+
 def free_ports(count: int) -> list[int]:
     """Return ports nobody listens on now. Somebody else may take one before we do: then the start fails loudly."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    free: list[int] = []
+    for port in itertools.islice(_ports, len(PORTS)):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            free.append(port)
+        if len(free) == count:
+            return free
+    raise OSError(f"no {count} free ports between {PORTS.start} and {PORTS.stop}")
 
 
 def properties(node: int, nodes: int, port: int, controllers: list[int], data: Path) -> str:
