@@ -10,30 +10,52 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.batch import RUN_S_MIN, batch, check, run
+from tests.simulation.batch import RUN_S_MIN, Ran, batch, check, run
 
 SEEDS = range(1, 101)
 JOBS = 2
+RUNS_S_MAX = 1_500
+"""For whichever test asks for the runs first; 257 s on two cores at rest."""
 
-FOUND: dict[int, str] = {}
-"""Seeds that break a promise, each with what is known of it. `python -m tests.simulation --seed S --trace` shows it."""
+FOUND: dict[int, str] = {
+    10: "an owner whose clock was behind cut a pair's debt short, and wrote it down so",
+    14: "a send that found a debt added too little to it",
+    17: "the same, two takeovers later",
+    23: "inbound of a stalled fetch counted against a tier whose owner could not know of it",
+    25: "a lone customer's next reply waited half a second longer and came too late",
+    34: "a send 6.0 s after the first began a burst that Meta counted to the one before",
+    53: "a status was never answered with 200",
+}
+"""Seeds that broke a promise once, and what they found. Each bug has a test of its own in tests/core or tests/actors as
+well: a storm changes with the code, and the same seed may blow elsewhere today."""
 
 
-@pytest.mark.timeout(1_500)
-def test_the_broker_keeps_its_promises_in_every_storm() -> None:
+@pytest.fixture(scope="module")
+def runs() -> list[Ran]:
+    """Every seed, run once for all tests here that read of it."""
+    ran = list(batch(SEEDS, JOBS))
+    virtual_s, cpu_s = sum(one.virtual_s for one in ran), sum(one.cpu_s for one in ran)
+    print(f"seeds {SEEDS.start} to {SEEDS.stop - 1}: {virtual_s:.0f} virtual s, {cpu_s:.0f} CPU s")
+    return ran
+
+
+@pytest.mark.timeout(RUNS_S_MAX)
+def test_the_broker_keeps_its_promises_in_every_storm(runs: list[Ran]) -> None:
     """Crashes, zombies, lost answers, clocks that jump: nothing lost, nothing twice, in order, within the limits."""
-    runs = []
-    for ran in batch(SEEDS, JOBS):
-        runs.append(ran)
-        if ran.wrong:
-            print(f"seed {ran.seed}: {ran.wrong[:5]}", flush=True)
-    print(f"seeds {SEEDS.start} to {SEEDS.stop - 1}: {sum(ran.virtual_s for ran in runs):.0f} virtual s", end=", ")
-    print(f"{sum(ran.cpu_s for ran in runs):.0f} CPU s; struck: {check(runs).struck}")
-    broken = {ran.seed: ran.wrong[:5] for ran in runs if ran.wrong and ran.seed not in FOUND}
-    mended = [ran.seed for ran in runs if not ran.wrong and ran.seed in FOUND]
+    broken = {ran.seed: ran.wrong[:5] for ran in runs if ran.wrong}
     assert not broken, f"replay with `python -m tests.simulation --seed S --trace`: {broken}"
-    if mended:
-        print(f"these keep every promise by now and can leave FOUND: {mended}")
+
+
+@pytest.mark.timeout(RUNS_S_MAX)
+@pytest.mark.parametrize("seed", FOUND, ids=[f"{seed}: {what}" for seed, what in FOUND.items()])
+def test_a_storm_that_once_found_a_bug_finds_none(runs: list[Ran], seed: int) -> None:
+    """What was mended stays mended."""
+    assert [ran.wrong for ran in runs if ran.seed == seed] == [[]]
+
+
+@pytest.mark.timeout(RUNS_S_MAX)
+def test_every_kind_of_fault_struck_and_each_storm_was_long_enough(runs: list[Ran]) -> None:
+    """A fault that was planned and never came, or a run that ended early, would prove less than it says."""
     assert min(ran.virtual_s for ran in runs) >= RUN_S_MIN
     check(runs).check()
 
