@@ -20,11 +20,12 @@ import msgspec
 from aiohttp import web
 
 from broker.clock import Clock
-from broker.sandbox.customers import DEMO, Load, LoadReport, run_load
+from broker.sandbox.customers import DEMO
 from broker.sandbox.faults import FAULTS, Fault, FaultName, Faults, Latency
 from broker.sandbox.history import History, person_view
 from broker.sandbox.journal import Introduced, Journal, Switched
 from broker.sandbox.journal import encode as encode_entry
+from broker.sandbox.load import Load, LoadReport, run_load
 from broker.sandbox.people import Person
 from broker.sandbox.platform import BusinessNumber, ConnectionCut, Overfull, Platform, Rules, Timings
 from broker.sandbox.postbox import Postage

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from broker.sandbox.customers import Await, Load, OptOut, Pause, Read, Say, Screens, Tap, Unanswered, run_load
+from broker.sandbox.customers import Await, OptOut, Pause, Read, Say, Screens, Tap, Unanswered
 from broker.sandbox.journal import Ticked
+from broker.sandbox.load import Load, run_load
 from broker.sandbox.referee import Referee
 from tests.sandbox.rig import ADA, CLEO, NUMBER, OTHER_NUMBER, Rig, play
 
