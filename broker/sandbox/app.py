@@ -6,10 +6,8 @@ Nobody is asked who they are: it belongs on a developer's machine. Requests from
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import ipaddress
 import logging
-from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from random import Random
@@ -45,6 +43,9 @@ EVENTS_WAITING_MAX = 2_000
 HEARTBEAT_S = 15.0
 JOURNAL_ENTRIES_MAX = 5_000
 FREEZE_S_MAX = 600.0
+LOADS_MAX = 8
+"""Loads of different names at once: a number of businesses, not of customers."""
+
 WRITES = ("text", "image", "audio", "video", "document", "location", "interactive", "button", "reaction", "contacts")
 """What a customer can write."""
 
@@ -132,8 +133,7 @@ class Sandbox:
         self._clock = clock
         self._pages: dict[int, asyncio.Queue[bytes]] = {}
         self._page_count = 0
-        self._load: asyncio.Task[LoadReport] | None = None
-        self._report = LoadReport()
+        self._loads: dict[str, tuple[asyncio.Task[LoadReport], LoadReport]] = {}
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -154,9 +154,11 @@ class Sandbox:
 
     async def stop(self) -> None:
         """Close the port, end the webhooks. What is under way stays in the journal."""
-        if self._load is not None:
-            self._load.cancel()
-            await asyncio.wait([self._load], timeout=1.0)
+        tasks = [task for task, _ in self._loads.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
         await self.platform.stop()
         for queue in self._pages.values():
             while not queue.empty():
@@ -314,34 +316,42 @@ class Sandbox:
     # Loads of simulated customers
 
     async def _begin_load(self, request: web.Request) -> web.StreamResponse:
-        """Begin a load (the fields of `Load`); one at a time. Its report is at the same address."""
-        if self._load is not None and not self._load.done():
-            raise _wrong(409, "a load is running; wait until it is over")
+        """Begin a load (the fields of `Load`); its report stands at the same address, `?name=` says which one's."""
         given = await _object(request)
         try:
             load = msgspec.convert(given, Load)
         except msgspec.ValidationError as error:
             raise _wrong(400, str(error)) from None
+        if load.name in self._loads and not self._loads[load.name][0].done():
+            raise _wrong(409, "a load of this name is running; wait until it is over")
+        if not load.people or load.conversations_per_s <= 0:
+            raise _wrong(400, "people and conversations_per_s: at least one kind, above 0")
+        if load.name not in self._loads and len(self._loads) >= LOADS_MAX:
+            raise _wrong(409, f"there were {LOADS_MAX} loads; take one of their names")
         if unknown := [number for number in load.numbers if number not in self.platform.numbers]:
             raise _wrong(404, f"no such number: {', '.join(unknown)}")
-        rng = Random(f"{self.settings.seed}/load")  # noqa: S311
-        self._report = LoadReport()
-        self._load = asyncio.create_task(run_load(self.platform, load, rng, self._report), name="sandbox load")
+        rng = Random(f"{self.settings.seed}/{load.name}")  # noqa: S311
+        report = LoadReport()
+        task = asyncio.create_task(run_load(self.platform, load, rng, report), name="sandbox load")
+        self._loads[load.name] = (task, report)
         return _json({"begun": True})
 
     async def _show_load(self, request: web.Request) -> web.StreamResponse:
-        load, report = self._load, self._report
-        if load is None:
-            raise _wrong(404, "no load was begun; POST one here")
-        crashed = load.exception() if load.done() and not load.cancelled() else None
+        found = self._loads.get(request.query.get("name", Load().name))
+        if found is None:
+            raise _wrong(404, "no load of this name was begun; POST one here")
+        task, report = found
+        crashed = task.exception() if task.done() and not task.cancelled() else None
         return _json(
             {
-                "over": load.done(),
+                "over": task.done(),
                 "crashed": repr(crashed) if crashed is not None else "",
                 "begun": report.begun,
                 "written": report.written,
                 "answered": report.answered,
                 "unanswered": report.unanswered,
+                "whole": report.whole,
+                "broken": report.broken,
                 "late_s_max": report.late_s_max,
                 "p50_s": report.quantile_s(0.5),
                 "p99_s": report.quantile_s(0.99),
@@ -421,17 +431,9 @@ class Sandbox:
         if number not in self.platform.numbers:
             raise _wrong(404, "no such number")
         try:
-            media_id = self.platform.upload(number, request.content_type, data, request.query.get("filename", ""))
+            return _json(self.platform.attach(number, request.content_type, data, request.query.get("filename", "")))
         except ValueError as error:
             raise _wrong(413, str(error)) from None
-        return _json(
-            {
-                "id": media_id,
-                "mime_type": request.content_type,
-                "sha256": b64encode(hashlib.sha256(data).digest()).decode(),
-                "url": f"{self.platform.base_url}/sandbox/media/{media_id}",
-            }
-        )
 
     async def _medium(self, request: web.Request) -> web.StreamResponse:
         medium = self.platform.medium(request.match_info["id"])
@@ -546,6 +548,7 @@ WRONG: dict[int, type[web.HTTPException]] = {
     401: web.HTTPUnauthorized,
     403: web.HTTPForbidden,
     404: web.HTTPNotFound,
+    409: web.HTTPConflict,
     413: _TooLarge,
     415: web.HTTPUnsupportedMediaType,
     503: web.HTTPServiceUnavailable,

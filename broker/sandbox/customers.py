@@ -44,9 +44,18 @@ class Received(NamedTuple):
     body: Json
     text: str
     delivered_at: float
+    quick_replies: tuple[tuple[str, str], ...] = ()
+    """Of a template: (payload, title) of its buttons."""
+
+    @property
+    def quoting(self) -> str:
+        """The id of the message that is shown above this one as quoted, "" when there is none."""
+        return str(self.body.get("context", {}).get("message_id", ""))
 
     def choices(self) -> list[tuple[str, str]]:
-        """Return what can be tapped: (id, title) of reply buttons or list rows."""
+        """Return what can be tapped: (id, title) of reply buttons, list rows or a template's quick replies."""
+        if self.quick_replies:
+            return list(self.quick_replies)
         interactive = self.body.get("interactive", {})
         action = interactive.get("action", {})
         if interactive.get("type") == "button":
@@ -136,13 +145,15 @@ class Screens:
 
 
 class Customer:
-    """One customer in one chat: writes, waits, taps, reads."""
+    """One customer in one chat: writes, waits, taps, sends a picture or a place, reacts, reads."""
 
     def __init__(self, platform: Platform, number: str, person: str) -> None:
         self._platform = platform
         self.number = number
         self.person = person
         self.seen: deque[Received] = deque(maxlen=UNREAD_MAX)
+        self.written = 0
+        """Messages this customer wrote."""
         self._unread: deque[Received] = deque(maxlen=UNREAD_MAX)
         self._news = asyncio.Event()
 
@@ -150,32 +161,62 @@ class Customer:
         """A message is on the screen."""
         body = json.loads(called.request)
         received = Received(called.wamid, called.type, body, shown_text(body), at)
+        if called.type == "template":
+            shown = self._platform.templates.render(body["template"])
+            replies = tuple((button["payload"], button["title"]) for button in shown["buttons"])
+            received = received._replace(text=shown["text"], quick_replies=replies)
         self.seen.append(received)
         self._unread.append(received)
         self._news.set()
 
     def say(self, text: str, quoting: str = "") -> str:
         """Write a text; return its wamid."""
-        return self._platform.write(self.number, self.person, "text", {"body": text}, quoting=quoting)
+        return self._write("text", {"body": text}, quoting)
 
     def tap(self, choice: str) -> str:
         """Tap what has this title or id, on the newest message that has it. Raises `Unanswered` when none has."""
         for received in reversed(self.seen):
             for choice_id, title in received.choices():
-                if choice in (choice_id, title):
-                    kind = "button_reply" if received.body["interactive"]["type"] == "button" else "list_reply"
-                    content = {"type": kind, kind: {"id": choice_id, "title": title}}
-                    return self._platform.write(
-                        self.number, self.person, "interactive", content, quoting=received.wamid
-                    )
+                if choice not in (choice_id, title):
+                    continue
+                if received.quick_replies:
+                    return self._write("button", {"payload": choice_id, "text": title}, received.wamid)
+                kind = "button_reply" if received.body["interactive"]["type"] == "button" else "list_reply"
+                return self._write(
+                    "interactive", {"type": kind, kind: {"id": choice_id, "title": title}}, received.wamid
+                )
         raise Unanswered(f"nothing to tap says {choice!r}")
+
+    def show(self, data: bytes, mime_type: str, caption: str = "", quoting: str = "") -> str:
+        """Send a picture; return the message's wamid. Raises ValueError when it is too large."""
+        image = self._platform.attach(self.number, mime_type, data)
+        return self._write("image", {"caption": caption, **image} if caption else image, quoting)
+
+    def locate(self, latitude: float, longitude: float, name: str = "", quoting: str = "") -> str:
+        """Send a place; return the message's wamid. `quoting`: the request it answers."""
+        place: Json = {"latitude": latitude, "longitude": longitude}
+        return self._write("location", place | {"name": name} if name else place, quoting)
+
+    def react(self, wamid: str, emoji: str) -> str:
+        """React to a message of the chat; return the reaction's wamid."""
+        return self._write("reaction", {"message_id": wamid, "emoji": emoji}, "")
+
+    @property
+    def unread(self) -> list[Received]:
+        """What came and was not waited for yet, oldest first."""
+        return list(self._unread)
+
+    def medium(self, received: Received) -> bytes:
+        """Return the bytes of a received medium that was sent by its id; b"" when the platform has none of that id."""
+        medium = self._platform.medium(str(received.body.get(received.type, {}).get("id", "")))
+        return medium.data if medium is not None else b""
 
     def read(self) -> int:
         """Open the chat; return how many messages are read by that."""
         return self._platform.open_chat(self.number, self.person)
 
     async def wait(self, pattern: str = "", timeout_s: float = 30.0) -> Received:
-        """Wait for a message whose text matches. Raises `Unanswered`."""
+        """Wait for a message whose text matches; those before it are passed over. Raises `Unanswered`."""
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
@@ -187,6 +228,10 @@ class Customer:
                     await self._news.wait()
         except TimeoutError:
             raise Unanswered(f"nothing that matches {pattern!r} within {timeout_s} s") from None
+
+    def _write(self, kind: str, content: Json, quoting: str) -> str:
+        self.written += 1
+        return self._platform.write(self.number, self.person, kind, content, quoting=quoting)
 
     async def play(self, turns: Sequence[Turn]) -> list[Received]:
         """Play a script; return what was waited for. Raises `Unanswered`."""

@@ -148,7 +148,18 @@ class Switched(Struct, tag="switch", tag_field="entry", omit_defaults=True):
     seq: int = 0
 
 
-Entry = Called | Wrote | Ticked | Webhook | Posted | Introduced | Uploaded | Switched
+class Ended(Struct, tag="dialogue", tag_field="entry", omit_defaults=True):
+    """A simulated customer's dialogue is over. `why` says what broke it, "" when every answer was as it had to be."""
+
+    at: int
+    number: str
+    person: str
+    name: str
+    why: str = ""
+    seq: int = 0
+
+
+Entry = Called | Wrote | Ticked | Webhook | Posted | Introduced | Uploaded | Switched | Ended
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(Entry).decode

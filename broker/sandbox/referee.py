@@ -14,10 +14,18 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-from broker.sandbox.journal import Called, Entry, Posted, Webhook, Wrote
+from broker.sandbox.journal import Called, Ended, Entry, Posted, Webhook, Wrote
 from broker.sandbox.limits import PairDebt, microseconds
 
-Rule = Literal["accepted twice", "above the tier", "pair limit", "out of order", "unknown message quoted"]
+Rule = Literal[
+    "accepted twice",
+    "above the tier",
+    "pair limit",
+    "out of order",
+    "unknown message quoted",
+    "unknown message marked",
+    "dialogue broken",
+]
 
 VERDICTS_MAX = 1_000
 """Verdicts kept with their words; further ones are counted."""
@@ -44,6 +52,10 @@ class NumberReport(Struct):
     calls: int = 0
     accepted: int = 0
     inbound: int = 0
+    marks: int = 0
+    """Messages marked as read, with or without typing."""
+    dialogues: int = 0
+    """Dialogues of simulated customers that were whole to their end."""
     peak_mps: int = 0
     refused: Counter[int] = field(default_factory=Counter)
     """Honest refusals by code; those a fault made up are not among them."""
@@ -109,6 +121,10 @@ class Referee:
         match entry:
             case Called(kind="message") if entry.number in self._tiers:
                 self._called(entry)
+            case Called(kind="mark") if entry.number in self._tiers:
+                self._marked(entry)
+            case Ended() if entry.number in self._tiers:
+                self._ended(entry)
             case Wrote() if entry.number in self._tiers:
                 self._wrote(entry)
             case Webhook():
@@ -159,6 +175,18 @@ class Referee:
                 self._tier(called, report, at, extra=1)
             elif called.code == 131056:
                 self._pair_refused(called)
+
+    def _marked(self, called: Called) -> None:
+        if called.accepted:
+            self.numbers[called.number].marks += 1
+        elif called.code == 131009 and not called.fault:
+            self._say("unknown message marked", called.message_id, called.at, "no message to this number")
+
+    def _ended(self, ended: Ended) -> None:
+        if ended.why:
+            self._say("dialogue broken", f"{ended.number} → {ended.person}", ended.at, f"{ended.name}: {ended.why}")
+        else:
+            self.numbers[ended.number].dialogues += 1
 
     def _tier(self, called: Called, report: NumberReport, at: int, extra: int) -> None:
         """Judge the second that ends now; `extra` is 1 for a call that was refused and does not count itself."""

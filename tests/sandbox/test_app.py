@@ -272,3 +272,29 @@ async def test_the_referee_can_be_asked(served: Served, http: aiohttp.ClientSess
     assert report["counts"] == {}
     assert report["numbers"][NUMBER]["accepted"] == 1
     assert report["numbers"][NUMBER]["inbound"] == 1
+
+
+async def test_loads_run_beside_each_other_by_their_names(served: Served, http: aiohttp.ClientSession) -> None:
+    """Two bots are tried at once, each by customers of its own; the same name twice is a mistake."""
+    loads: dict[str, dict[str, Any]] = {
+        name: {"name": name, "conversations": 2, "turns": 1, "conversations_per_s": 50} for name in ("a", "b")
+    }
+    loads["a"]["numbers"] = [NUMBER]
+    loads["b"] |= {"first_phone": 15_550_200_000, "numbers": [SECOND]}
+    for load in loads.values():
+        async with http.post(f"{served.url}/sandbox/load", json=load) as answer:
+            assert answer.status == 200
+    async with http.post(f"{served.url}/sandbox/load", json=loads["a"]) as answer:
+        assert answer.status == 409
+    async with http.get(f"{served.url}/sandbox/load?name=c") as answer:
+        assert answer.status == 404
+    for name in loads:
+        async with asyncio.timeout(10):
+            while True:
+                report = await get(http, f"{served.url}/sandbox/load?name={name}")
+                if report["over"]:
+                    break
+                await asyncio.sleep(0.05)
+        assert (report["begun"], report["answered"], report["whole"], report["broken"]) == (2, 2, 2, [])
+    view = await get(http, f"{served.url}/sandbox/referee")
+    assert [view["numbers"][number]["dialogues"] for number in (NUMBER, SECOND)] == [2, 2]

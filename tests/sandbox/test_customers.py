@@ -137,7 +137,7 @@ def test_a_load_is_answered_and_the_referee_has_nothing_to_say() -> None:
         screens = with_echo(rig)
         referee = Referee({NUMBER: 80, OTHER_NUMBER: 80}, expects_answer=lambda wrote: True)
         rig.platform.journal.listen(referee.see)
-        load = Load(conversations=60, turns=3, conversations_per_s=10, think_s=8, duplicates=0.3, batch_items=20)
+        load = Load(conversations=60, turns=3, conversations_per_s=10, think_s=13, duplicates=0.3, batch_items=20)
         report = await run_load(rig.platform, load, Random("load"))
         assert (report.begun, report.answered, report.unanswered) == (60, 180, 0)
         assert report.written == 180
