@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from broker.core.routing import NOWHERE, View, compile_routes, route, view
+from broker.core.routing import NOWHERE, compile_routes, route
+from broker.core.view import View, view
 from broker.core.webhook import split
 from schemas.records import Item
 from schemas.settings import Route, Then, When
