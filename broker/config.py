@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from broker.core.hours import Hours, compile_hours
 from broker.core.media_url import media_secret
+from broker.core.routing import BOT, ROUTES_MAX, compile_route
 from broker.errors import Misconfigured
 from broker.secrets import Secret, read_secret
 from schemas.settings import GatewaySettings, SecretSource, Settings
@@ -114,6 +116,7 @@ def check(settings: Settings) -> Iterable[str]:
     yield from _names("sinks", [sink.name for sink in settings.sinks])
     yield from _names("keys", [key.name for key in settings.keys])
     yield from _names("routes", [route.name for route in settings.routes])
+    yield from _names("hours", [opening.name for opening in settings.hours])
     yield from _unique("numbers", "phone_number_id", [n.phone_number_id for n in settings.numbers])
     sinks = {sink.name for sink in settings.sinks}
     numbers = {n.phone_number_id for n in settings.numbers}
@@ -152,21 +155,31 @@ def check(settings: Settings) -> Iterable[str]:
         for j, name in enumerate(key.numbers):
             if name != "*" and name not in numbers:
                 yield f"{where}.numbers[{j}] = {name!r}: no such number; there are {_list(numbers)}"
+    hours: dict[str, Hours] = {}
+    for i, opening in enumerate(settings.hours):
+        try:
+            hours[opening.name] = compile_hours(opening)
+        except ValueError as error:
+            yield f"hours[{i}].{error}"
+    if len(settings.routes) > ROUTES_MAX:
+        yield f"routes: there are {len(settings.routes)}, at most {ROUTES_MAX}"
     for i, route in enumerate(settings.routes):
         where = f"routes[{i}]"
-        if not route.then.sinks:
-            yield f"{where}.then.sinks = []: name at least one sink"
         for j, name in enumerate(route.then.sinks):
             if name not in sinks:
                 yield f"{where}.then.sinks[{j}] = {name!r}: no such sink; there are {_list(sinks)}"
         for j, name in enumerate(route.when.numbers):
             if name not in numbers:
                 yield f"{where}.when.numbers[{j}] = {name!r}: no such number; there are {_list(numbers)}"
-        if route.when.regex:
-            try:
-                re.compile(route.when.regex)
-            except re.error as error:
-                yield f"{where}.when.regex = {route.when.regex!r}: is not a regular expression: {error}"
+        holders = [("then.holder", route.then.holder)] if route.then.holder else []
+        holders += [(f"when.holders[{j}]", name) for j, name in enumerate(route.when.holders)]
+        for what, name in holders:
+            if name != BOT and name not in sinks:
+                yield f"{where}.{what} = {name!r}: must be {BOT!r} or a sink; there are {_list(sinks)}"
+        try:
+            compile_route(route, hours)
+        except ValueError as error:
+            yield f"{where}.{error}"
     yield from _between("log.partitions", settings.log.partitions, 1, 512)
     yield from _between("log.slots", settings.log.slots, 1, 512)
     yield from _between("log.bytes_in_flight_max", settings.log.bytes_in_flight_max, 4_500_000, 2**32)

@@ -71,6 +71,7 @@ gateway_requests = _counter("gateway_requests_total", "Requests of bots by the a
 gateway_request_duration = _histogram("gateway_request_duration_seconds", "First byte to answer written", FAST, "result")
 gateway_unknown_types = _counter("gateway_unknown_types_total", "Messages of a type we do not know, passed on")
 routed = _counter("routed_total", "Inbound messages by the route that took them; none: no route did", "route")
+auto_replies = _counter("auto_replies_total", "Replies of the broker's own that a route asked for", "route")
 statuses = _counter("statuses_total", "Statuses of messages, not counting duplicates: forwarded to whoever sent, routed by a rule, foreign (no rule takes them)", "result")
 sends_admitted = _counter("sends_admitted_total", "Send requests by admission", "result")
 # Sender

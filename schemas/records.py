@@ -171,7 +171,8 @@ class DeliveryEvent(Struct, tag="event", frozen=True, omit_defaults=True):
     """One event for one sink, on `deliveries.<sink>`, keyed by customer. `body` is the POST body in Meta's shape.
 
     `delivery_id` is stable over every retry and replay. `accepted_at` is when the webhook (or our own fact) was
-    accepted: the beginning of the freshness objective.
+    accepted: the beginning of the freshness objective. `tags` are those of the routes that took it; `epoch` is the
+    conversation's after it, 0 where it says nothing about a conversation.
     """
 
     delivery_id: str
@@ -181,6 +182,8 @@ class DeliveryEvent(Struct, tag="event", frozen=True, omit_defaults=True):
     body: bytes
     at: int
     accepted_at: int
+    tags: tuple[str, ...] = ()
+    epoch: int = 0
 
 
 class InboundDigest(Struct, tag="inbound", frozen=True, omit_defaults=True):

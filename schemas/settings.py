@@ -6,7 +6,7 @@ Unknown keys are refused, so that a typo is an error and not a silence. Secrets 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct, field
 
@@ -85,22 +85,66 @@ class When(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Searched in the text, without case. Text beyond 4,096 characters is not looked at."""
     payloads: list[str] = field(default_factory=list)
     """Id of a reply button or list row, or payload of a template's quick reply; a trailing `*` matches any rest."""
+    referrals: list[str] = field(default_factory=list)
+    """Id of the ad or post a message came from (`referral.source_id`); `*` alone is any."""
     first_message: bool | None = None
+    """The customer's first to this number that we know of."""
+    customers: list[str] = field(default_factory=list)
+    """Phone numbers or BSUIDs; a trailing `*` matches any rest, so `49*` is Germany."""
+    languages: list[str] = field(default_factory=list)
+    """The customer's, as a template sent to them or a route's `then.language` said; `und` when neither did. Nothing is
+    guessed from a text: most are too short. `de` holds for `de_AT` too."""
+    holders: list[str] = field(default_factory=list)
+    """Who holds the conversation: `bot`, or what a route's `then.holder` said last."""
+    open: str = ""
+    """Name of `hours` that are open when the message comes in."""
+    closed: str = ""
+    """Name of `hours` that are not."""
+
+
+class Reply(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the broker answers by itself: exactly one of the two. It goes the way of every send, with its limits."""
+
+    text: str = ""
+    message: dict[str, Any] = field(default_factory=dict)
+    """A message as Graph takes it, without its addressing: `{ type = "template", template = { … } }`."""
+    every_s: float = 86_400.0
+    """One customer gets it from one number no more often than this: a minute to 30 days."""
 
 
 class Then(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a route does with what it met."""
+    """What a route does with what it met: at least one of these."""
 
-    sinks: list[str]
+    sinks: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    """Shown to `standard` sinks."""
+    holder: str = ""
+    """Who holds the conversation from now on: a sink's name, or `bot`. Sends that name an older epoch are refused."""
+    language: str = ""
+    """The customer's language from now on."""
+    reply: Reply | None = None
 
 
 class Route(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One rule of the ordered list. The first that matches wins, unless it says `go_on`."""
+    """One rule of the ordered list. The first that matches wins, unless it says `continue`."""
 
     name: str
     when: When = field(default_factory=When)
     then: Then
-    go_on: bool = False
+    go_on: bool = field(default=False, name="continue")
+
+
+class Hours(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When a brand is open, by its own clock."""
+
+    name: str
+    time_zone: str
+    open: list[str]
+    """Like `mon-fri 09:00-12:00,13:00-18:00`. An end before its begin is on the next day."""
+    holidays: list[str] = field(default_factory=list)
+    """Closed all day: `2026-04-03`, or `12-25` for every year's."""
+    exceptions: list[str] = field(default_factory=list)
+    """Days with hours of their own: `2026-12-24 09:00-12:00`."""
 
 
 class KafkaSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -260,6 +304,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     sinks: list[SinkSettings] = field(default_factory=list)
     keys: list[BotKey] = field(default_factory=list)
     routes: list[Route] = field(default_factory=list)
+    hours: list[Hours] = field(default_factory=list)
     log: LogSettings = field(default_factory=LogSettings)
     receiver: ReceiverSettings = field(default_factory=ReceiverSettings)
     gateway: GatewaySettings = field(default_factory=GatewaySettings)

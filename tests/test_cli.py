@@ -161,7 +161,7 @@ def test_the_example_is_right_once_its_secrets_are_there(tmp_path: Path, monkeyp
     (tmp_path / "secrets" / "orders-secret").write_text("whsec_bm90IHNvIHNlY3JldCBidXQgbG9uZyBlbm91Z2g=\n")
     told = here("config", "check", "--config", config)
     assert (told.returncode, told.stderr) == (0, "")
-    assert told.stdout == f"{config}: right. 1 apps, 2 numbers, 2 sinks, 1 keys, 3 routes, embedded log.\n"
+    assert told.stdout == f"{config}: right. 1 apps, 2 numbers, 2 sinks, 1 keys, 6 routes, embedded log.\n"
 
 
 @pytest.mark.parametrize(

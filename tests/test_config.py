@@ -31,6 +31,7 @@ def test_the_annotated_example_is_right() -> None:
     assert [number.slot for number in settings.numbers] == [0, 12]
     assert [sink.kind for sink in settings.sinks] == ["meta", "standard"]
     assert settings.routes[-1].when.types == []
+    assert [route.name for route in settings.routes if route.go_on] == ["after-hours"]
 
 
 def test_a_trial_is_made_once_and_then_kept(tmp_path: Path) -> None:
@@ -71,8 +72,32 @@ def set_at(*path: str | int) -> Callable[[Tree, Any], None]:
         (("keys", 0, "sink"), "nowhere", "keys[0].sink = 'nowhere': no such sink; there are assistant, orders"),
         (("keys", 0, "sha256"), "abc", "keys[0].sha256 = 'abc': must be 64 lower-case hex digits"),
         (("keys", 0, "numbers"), ["1"], "keys[0].numbers[0] = '1': no such number"),
-        (("routes", 0, "then", "sinks"), [], "routes[0].then.sinks = []: name at least one"),
-        (("routes", 0, "when", "regex"), "(", "routes[0].when.regex = '(': is not a regular expression"),
+        (("routes", 0, "then"), {}, "routes[0].then = {}: does nothing; name at least one sink"),
+        (("routes", 0, "when", "regex"), "(", "routes[0].when.regex = '(': is not a regular expression of RE2's"),
+        (
+            ("routes", 0, "when", "regex"),
+            r"(a)\1",
+            r"is not a regular expression of RE2's: invalid escape sequence: \1",
+        ),
+        (("routes", 0, "when", "open"), "night", "routes[0].when.open = 'night': no such hours; there are office"),
+        (("routes", 0, "when", "payloads"), [""], "routes[0].when.payloads: an empty entry would match"),
+        (("routes", 0, "when", "holders"), ["nobody"], "routes[0].when.holders[0] = 'nobody': must be 'bot' or a sink"),
+        (("routes", 0, "when", "languages"), ["Deutsch!"], "routes[0].when.languages: 'deutsch!' is no language"),
+        (("routes", 0, "then", "holder"), "nobody", "routes[0].then.holder = 'nobody': must be 'bot' or a sink"),
+        (("routes", 0, "then", "tags"), ["A B"], "routes[0].then.tags[0] = 'A B': must match"),
+        (("routes", 0, "then", "reply"), {}, "routes[0].then.reply: name exactly one of `text` and `message`"),
+        (("routes", 0, "then", "reply"), {"text": "x" * 5_000}, "routes[0].then.reply.text: text.body must be at most"),
+        (("routes", 0, "then", "reply"), {"text": "x", "every_s": 1}, "then.reply.every_s = 1.0: must be from 60 to"),
+        (("routes", 0, "then", "reply"), {"message": {"to": "49", "type": "text"}}, "reply.message.to: is put in by"),
+        (("hours", 0, "time_zone"), "Berlin", "hours[0].time_zone = 'Berlin': is no time zone"),
+        (("hours", 0, "open"), ["mo 9-17"], "hours[0].open[0] = 'mo 9-17': must be like 'mon-fri 09:00-18:00'"),
+        (("hours", 0, "open"), ["monday 09:00-17:00"], "'monday' is no day; days are mon, tue"),
+        (
+            ("hours", 0, "holidays"),
+            ["25.12."],
+            "hours[0].holidays[0] = '25.12.': must begin with a day like 2026-12-25",
+        ),
+        (("hours", 0, "exceptions"), ["2026-13-01 09:00-10:00"], "hours[0].exceptions[0] = '2026-13-01 09:00-10:00'"),
         (("log", "engine"), "rabbit", "log.engine = 'rabbit': Invalid enum value"),
         (("log", "kafka", "min_insync_replicas"), 5, "must not exceed replication_factor (3)"),
         (("connector", "allow"), ["10.0.0.0/99"], "connector.allow[0] = '10.0.0.0/99': is not an address range"),

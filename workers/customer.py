@@ -446,6 +446,8 @@ def _counter(what: str, label: str) -> Counter:
             return metrics.sends_admitted.labels(label)
         case "routed":
             return metrics.routed.labels(label)
+        case "replied":
+            return metrics.auto_replies.labels(label)
         case "duplicate":
             return metrics.duplicates.labels(CONVERSATIONS, label)
         case "status":

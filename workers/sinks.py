@@ -2,7 +2,8 @@
 
 `meta`: Meta's own webhook. The event's body as it stands, signed as Meta signs (Graph webhooks, "Validating payloads"),
 with the sink's own secret: a bot built for the Cloud API needs no change. `standard`: Standard Webhooks. `{"type",
-"timestamp", "data"}` with a stable id, the time of the attempt, and a signature for each secret valid at present.
+"timestamp", "data"}`, and `"tags"` where routes gave some, with a stable id, the time of the attempt, and a signature
+for each secret valid at present. Beside both, a message carries its conversation's epoch as a header.
 
 A body is the same bytes at every attempt, so that a sink can compare, and a signature made over it stays right.
 """
@@ -26,6 +27,7 @@ from schemas.records import DeliveryEvent
 from schemas.settings import SinkSettings
 
 WHSEC = "whsec_"
+EPOCH = "X-Depesche-Epoch"
 LATEST_MS = 253_402_300_799_999
 """The last ms of the year 9999: beyond it a timestamp has no ISO form."""
 
@@ -70,6 +72,7 @@ class Target:
                 "Content-Type": "application/json",
                 "Content-Length": str(len(body)),
                 "X-Hub-Signature-256": f"sha256={signature}",
+                **_beside(event),
             },
             body,
         )
@@ -77,10 +80,11 @@ class Target:
     def _standard(self, event: DeliveryEvent, now: int) -> Request:
         at = event.at or event.accepted_at
         moment = datetime.fromtimestamp(min(max(at, 0), LATEST_MS) / 1_000, UTC)
-        body = b'{"type":%b,"timestamp":"%b","data":%b}' % (
+        body = b'{"type":%b,"timestamp":"%b","data":%b%b}' % (
             ascii_json(msgspec.json.encode(f"whatsapp.{event.kind}")),
             moment.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode(),
             ascii_json(event.body),
+            b',"tags":%b' % msgspec.json.encode(event.tags) if event.tags else b"",
         )
         seconds = str(now // 1_000)
         signed = b"%b.%b.%b" % (event.delivery_id.encode(), seconds.encode(), body)
@@ -92,9 +96,15 @@ class Target:
                 "webhook-id": event.delivery_id,
                 "webhook-timestamp": seconds,
                 "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
+                **_beside(event),
             },
             body,
         )
+
+
+def _beside(event: DeliveryEvent) -> dict[str, str]:
+    """Return what we say beside a body: the conversation's epoch, which a bot may hand back when it sends."""
+    return {EPOCH: str(event.epoch)} if event.epoch else {}
 
 
 def ascii_json(body: bytes) -> bytes:

@@ -19,12 +19,15 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from broker.core import dedupe, reference, window
+from broker.core.autoreply import NOT_ANSWERED, AutoReply
 from broker.core.customer_state import (
     ACCEPTED,
     ACCEPTED_TWICE,
     KNOWN_MAX,
+    REPLIED_MAX,
     SEEN_EVERY_MS,
     STATUS_MARKS,
     Customer,
@@ -35,10 +38,12 @@ from broker.core.customer_state import (
     unpack_send_id,
     unpack_wamid,
 )
+from broker.core.hours import compile_hours
 from broker.core.identity import address, is_customer, normalise_wa_id
-from broker.core.opaque import Opaque, is_send_id, unwrap, wrap
-from broker.core.routing import Rule, compile_routes, route
+from broker.core.opaque import Opaque, derived_send_id, is_send_id, unwrap, wrap
+from broker.core.routing import BOT, Case, Routed, Rule, compile_routes, route
 from broker.core.status import StatusBody, failed
+from broker.core.view import template_language
 from schemas.ids import CustomerKey, SendId, Sink
 from schemas.records import (
     LANE_OF,
@@ -89,6 +94,12 @@ LIFE_MS: dict[SendClass, int] = {
 MARK_LIFE_MS = 10 * 60_000
 """A read mark or typing indicator later than this tells the customer nothing."""
 
+REPLY_LIFE_MS = 60 * 60_000
+"""A reply of the broker's own later than this after the message answers nothing any more."""
+
+REPLY_KEY = "#reply"
+"""In the place of a bot key's name, which cannot be this."""
+
 
 # ---- what is known beside
 
@@ -122,7 +133,7 @@ def context_of(settings: Settings) -> Context:
         "campaign": doubt.campaign_s,
     }
     return Context(
-        rules=compile_routes(settings.routes),
+        rules=compile_routes(settings.routes, {each.name: compile_hours(each) for each in settings.hours}),
         numbers={
             number.phone_number_id: NumberFacts(number.waba_id, number.display_phone_number, number.slot)
             for number in settings.numbers
@@ -167,9 +178,9 @@ class Note(Struct, frozen=True, gc=False):
     label: str
 
 
-NOTES: Final = ("admitted", "routed", "duplicate", "status", "resolved", "accepted_twice")
-"""Admission; the route that took an item; what dedupe removed, by kind; where a status went; how doubt ended; a second
-acceptance of one send."""
+NOTES: Final = ("admitted", "routed", "replied", "duplicate", "status", "resolved", "accepted_twice")
+"""Admission; the route that took an item; the route whose own reply is to be sent; what dedupe removed, by kind; where
+a status went; how doubt ended; a second acceptance of one send."""
 
 Command = Dispatch | Deliver | Note
 
@@ -345,7 +356,10 @@ class Turn:
         return not item.dedupe or dedupe.find(self._customer.taken, dedupe.fingerprint(item.dedupe)) < 0
 
     def _route(self, item: Item, first: bool) -> None:
-        routed = route(self._context.rules, item, first=first)
+        customer = self._customer
+        language = customer.language or customer.sent_language
+        case = Case(item, first=first, holder=customer.holder or BOT, language=language)
+        routed = route(self._context.rules, case)
         if item.kind == "status":
             self._commands.append(Note("status", "routed" if routed.sinks else "foreign"))
         elif routed.rules:
@@ -353,8 +367,24 @@ class Turn:
                 self._commands.append(Note("routed", name))
         else:
             self._commands.append(Note("routed", "none"))
-        if not routed.sinks:
-            return
+        is_written = item.kind == "message" and is_customer(self._key)
+        if is_written:
+            self._heed(routed)
+        if routed.sinks:
+            self._fan_out(item, routed, customer.epoch if is_written else 0)
+        if routed.reply is not None and is_written:
+            self._reply(item, routed.reply)
+
+    def _heed(self, routed: Routed) -> None:
+        """Take what routes say of the conversation and its customer."""
+        customer = self._customer
+        if routed.holder and routed.holder != (customer.holder or BOT):
+            customer.holder = "" if routed.holder == BOT else routed.holder
+            customer.epoch += 1
+        if routed.language:
+            customer.language = routed.language
+
+    def _fan_out(self, item: Item, routed: Routed, epoch: int) -> None:
         body = item.body
         if (
             item.kind == "message"
@@ -364,7 +394,48 @@ class Turn:
             body = reference.for_bot(body, self._our_id)
         fact = item.dedupe or f"{item.received_at}:{hashlib.blake2b(item.body, digest_size=16).hexdigest()}"
         for sink in routed.sinks:
-            self._deliver(sink, fact, item.kind, item.phone_number_id, body, at=item.at, accepted_at=item.received_at)
+            self._deliver(
+                sink,
+                fact,
+                item.kind,
+                item.phone_number_id,
+                body,
+                at=item.at,
+                accepted_at=item.received_at,
+                tags=routed.tags,
+                epoch=epoch,
+            )
+
+    def _reply(self, item: Item, reply: AutoReply) -> None:
+        """Ask for the broker's own reply, unless the customer had it not long ago. It is a send like any other, and its
+        id follows from the message's: decided twice, it is taken once."""
+        if item.message_type in NOT_ANSWERED or not item.dedupe or not (item.wa_id or item.bsuid):
+            return
+        replied, at = self._customer.replied, item.received_at
+        mark = dedupe.fingerprint(f"{item.phone_number_id}\0{reply.rule}")
+        if at < replied.get(mark, 0):
+            return
+        if mark not in replied and len(replied) >= REPLIED_MAX:
+            del replied[min(replied, key=lambda each: (replied[each], each))]
+        replied[mark] = at + reply.every_ms
+        self._commands.append(Note("replied", reply.rule))
+        self.request(
+            SendRequest(
+                send_id=derived_send_id(REPLY_KEY, f"{item.dedupe}\0{reply.rule}"),
+                phone_number_id=item.phone_number_id,
+                kind="message",
+                message_type=reply.message_type,
+                send_class="reply",
+                key_name=REPLY_KEY,
+                sink="",
+                body=reply.body(item.wa_id, item.bsuid),
+                requested_at=at,
+                wa_id=item.wa_id,
+                bsuid="" if item.wa_id else item.bsuid,
+                template=reply.template,
+                not_after=at + REPLY_LIFE_MS,
+            )
+        )
 
     def _status(self, item: Item) -> None:
         """Take a status of a send of ours: it moves the send's life, settles its doubt, and goes to whoever sent it."""
@@ -399,8 +470,9 @@ class Turn:
             fact = item.dedupe or f"st:{send_id}:{item.status}"
             self._deliver(sink, fact, "status", item.phone_number_id, body, at=item.at, accepted_at=item.received_at)
             self._commands.append(Note("status", "forwarded"))
-        else:
-            self._route(item, first=False)
+        else:  # the broker's own; whoever looks on gets it without our line
+            shown = item if opened is None else replace(item, body=opened.rewritten(send_id, own))
+            self._route(shown, first=False)
         self._release()
 
     # -- sends
@@ -430,6 +502,8 @@ class Turn:
         if refusal is not None:
             self._refuse(send, label, refusal)
             return
+        if send.template and is_customer(self._key):
+            self._customer.sent_language = template_language(send.body) or self._customer.sent_language
         self._customer.sends.append(send)
         try:
             speaks = reference.own_ids(send.body)
@@ -776,7 +850,17 @@ class Turn:
         return "" if known is None else unpack_send_id(known.send_id)
 
     def _deliver(
-        self, sink: str, fact: str, kind: str, phone_number_id: str, body: bytes, *, at: int, accepted_at: int
+        self,
+        sink: str,
+        fact: str,
+        kind: str,
+        phone_number_id: str,
+        body: bytes,
+        *,
+        at: int,
+        accepted_at: int,
+        tags: tuple[str, ...] = (),
+        epoch: int = 0,
     ) -> None:
         event = DeliveryEvent(
             delivery_id=delivery_id(fact, sink),
@@ -786,6 +870,8 @@ class Turn:
             body=body,
             at=at or accepted_at,
             accepted_at=accepted_at,
+            tags=tags,
+            epoch=epoch,
         )
         self._commands.append(Deliver(sink, event))
 

@@ -26,6 +26,9 @@ QUIET_AFTER_MS = dedupe.KEPT_MS
 KNOWN_MAX = 16
 """Settled sends whose wamid is remembered, newest last: those a customer's tap or a bot's reply may still speak of."""
 
+REPLIED_MAX = 4
+"""The broker's own replies of which it is remembered that a customer had them; the one due again first goes first."""
+
 KNOWN_QUIET_MAX = 4
 """Of a quiet customer: the last things said before the silence."""
 
@@ -84,6 +87,13 @@ class Customer(Struct, array_like=True):
     wa_id: str = ""
     """As Meta writes it, where that is not the key's form."""
     bsuid: str = ""
+    holder: str = ""
+    """The sink that holds the conversation; "" is the bot."""
+    language: str = ""
+    """As a route said; and, where none did, of the last template that was sent."""
+    sent_language: str = ""
+    replied: dict[bytes, int] = field(default_factory=dict)
+    """By the hash of number and route: until when the broker does not reply again."""
 
 
 pack = msgspec.msgpack.Encoder().encode
@@ -120,8 +130,10 @@ def quieted(customer: Customer, now: int) -> bool:
     """Leave out what nobody will ask for after so long a silence; False when there was nothing to leave out."""
     if now - customer.seen_at <= QUIET_AFTER_MS + SEEN_EVERY_MS or customer.sends:
         return False
-    if not customer.taken and len(customer.known) <= KNOWN_QUIET_MAX:
+    replied = {mark: until for mark, until in customer.replied.items() if until > now}
+    if not customer.taken and len(customer.known) <= KNOWN_QUIET_MAX and len(replied) == len(customer.replied):
         return False
+    customer.replied = replied
     customer.taken = b""
     del customer.known[:-KNOWN_QUIET_MAX]
     return True
@@ -129,7 +141,8 @@ def quieted(customer: Customer, now: int) -> bool:
 
 def is_forgotten(customer: Customer, now: int) -> bool:
     """Whether the customer was silent for long enough and there is nothing that must be remembered."""
-    return now - customer.seen_at > FORGOTTEN_AFTER_MS and not customer.sends and customer.epoch == 1
+    must_be_kept = customer.sends or customer.epoch != 1 or customer.language
+    return now - customer.seen_at > FORGOTTEN_AFTER_MS and not must_be_kept
 
 
 # ---- ids in fewer bytes: a state holds several, and there are millions of states

@@ -11,6 +11,7 @@ from base64 import b64encode
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from broker.errors import Misconfigured
@@ -49,6 +50,20 @@ def test_a_meta_sink_gets_the_body_as_it_stands_and_metas_signature() -> None:
         "Content-Length": str(len(BODY)),
         "X-Hub-Signature-256": f"sha256={expected}",
     }
+
+
+def test_a_message_tells_its_epoch_and_its_tags_where_there_is_room() -> None:
+    """A `meta` bot's body is Meta's to the byte, so it has the epoch as a header; `standard` shows the tags, too."""
+    tagged = replace(event(), tags=("vip", "late"), epoch=3)
+    plain, told = target("meta", "s").render(event(), 0), target("meta", "s").render(tagged, 0)
+    assert told.body == plain.body
+    assert told.headers == {**plain.headers, "X-Depesche-Epoch": "3"}
+    shown = target("standard", WHSEC).render(tagged, now_ms())
+    assert json.loads(shown.body)["tags"] == ["vip", "late"]
+    assert json.loads(shown.body)["data"] == json.loads(BODY)
+    assert shown.headers["X-Depesche-Epoch"] == "3"
+    Webhook(WHSEC).verify(shown.body, shown.headers)
+    assert "tags" not in json.loads(target("standard", WHSEC).render(event(), 0).body)
 
 
 def test_a_meta_body_is_the_same_at_every_attempt() -> None:
