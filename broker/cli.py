@@ -6,81 +6,23 @@ found something that is not as it should be; 130 interrupted, or stopped at once
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sys
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
 
 import click
 import msgspec
-import uvloop
 from click.core import ParameterSource
 
 from broker import compose, inspect, trial
-from broker.config import Config, load
-from broker.errors import DepescheError, LogUnavailable, Misconfigured
-from broker.log.catalogue import DEADLETTERS
+from broker.commands.deadletters import deadletters
+from broker.commands.terms import EXIT_CHECK, EXIT_CODES, EXIT_CONFIG, config_option, fail, loaded, run_loop
+from broker.config import Config
+from broker.errors import Misconfigured
 from broker.log.contract import Entry
 
-EXIT_CRASH, EXIT_CONFIG, EXIT_UNAVAILABLE, EXIT_CHECK = 1, 2, 3, 4
-
-EXIT_CODES = """\
-\b
-Exit codes: 0 done · 1 a crash of ours · 2 wrong usage or configuration
-3 the log or a port cannot be had · 4 a check found something wrong
-130 interrupted, or stopped at once by a second signal
-"""
-
-T = TypeVar("T")
-
-config_option = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="The configuration, a TOML file.",
-)
 admin_option = click.option(
     "--admin-port", type=click.IntRange(0, 65_535), help="Port of probes and metrics, instead of the configuration's."
 )
-
-
-def fail(code: int, message: str) -> NoReturn:
-    """Say what is wrong on standard error and leave."""
-    for line in message.splitlines() or [""]:
-        click.echo(f"depesche: {line}", err=True)
-    sys.exit(code)
-
-
-def loaded(path: Path) -> Config:
-    """Load a configuration or leave with its errors."""
-    try:
-        return load(path)
-    except Misconfigured as error:
-        fail(EXIT_CONFIG, str(error))
-
-
-def run_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine on uvloop; errors of ours become a line and an exit code."""
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(work())
-    except Misconfigured as error:
-        fail(EXIT_CONFIG, str(error))
-    except LogUnavailable as error:
-        fail(EXIT_UNAVAILABLE, str(error))
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`depesche tail … | head`). Nothing is left to flush at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except OSError as error:
-        fail(EXIT_UNAVAILABLE, error.strerror or str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except DepescheError as error:
-        fail(EXIT_CRASH, f"{type(error).__name__}: {error}")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
@@ -267,44 +209,7 @@ def tail(
     run_loop(lambda: compose.tail(config, log, show, partition, offset, limit, follow=follow))
 
 
-@main.group()
-def deadletters() -> None:
-    """Records that were set aside."""
-
-
-@deadletters.command("list")
-@config_option
-@click.option("--limit", type=click.IntRange(1), help="Stop after so many.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--reveal", is_flag=True, help="Do not mask phone numbers.")
-def deadletters_list(config_path: Path, limit: int | None, as_json: bool, reveal: bool) -> None:
-    """List dead letters, oldest first: place, time, stage, reason, where it stood."""
-    config = loaded(config_path)
-
-    def show(entry: Entry) -> None:
-        click.echo(_json(entry, reveal=reveal) if as_json else inspect.dead_letter_line(entry, reveal=reveal))
-
-    run_loop(lambda: compose.tail(config, DEADLETTERS, show, None, None, limit, follow=False))
-
-
-@deadletters.command("show")
-@config_option
-@click.option("--reveal", is_flag=True, help="Do not mask phone numbers.")
-@click.argument("place")
-def deadletters_show(config_path: Path, reveal: bool, place: str) -> None:
-    """Show one dead letter whole. PLACE is as `list` prints it: partition/offset."""
-    config = loaded(config_path)
-    partition, _, offset = place.partition("/")
-    if not (partition.isdigit() and offset.isdigit()):
-        fail(
-            EXIT_CONFIG,
-            f"PLACE {place!r}: must be partition/offset as `depesche deadletters list` prints it, e.g. 0/17",
-        )
-    found: list[Entry] = []
-    run_loop(lambda: compose.tail(config, DEADLETTERS, found.append, int(partition), int(offset), 1, follow=False))
-    if not found or found[0].offset != int(offset):
-        fail(EXIT_CHECK, f"no dead letter at {place}")
-    click.echo(msgspec.json.format(_json(found[0], reveal=reveal), indent=2))
+main.add_command(deadletters)
 
 
 def _json(entry: Entry, *, reveal: bool) -> bytes:

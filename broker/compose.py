@@ -31,6 +31,7 @@ from broker.errors import LogUnavailable, Misconfigured
 from broker.gateway.app import Gateway, gateway_app
 from broker.log.catalogue import catalogue
 from broker.log.contract import Entry, LogEngine
+from broker.log.door import Door
 from broker.log.embedded import EmbeddedLog
 from broker.log.glance import glance
 from broker.log.kafka import KafkaLog
@@ -40,6 +41,7 @@ from broker.receiver import Receiver, receiver_app
 from broker.sandbox.app import Sandbox
 from broker.sandbox.bots import SampleBots
 from broker.secrets import Secret
+from broker.visit import EmbeddedVisit, EngineVisit, Visit
 from broker.vitals import Vitals
 from schemas.settings import LogSettings, SandboxSettings
 from workers.connector import Connector, guard_of
@@ -136,6 +138,16 @@ def engine_of(config: Config, clock: Clock, rng: random.Random, *, create: bool 
     )
 
 
+def visit(config: Config) -> Visit:
+    """Return a command's visit to the logs, to be entered. It makes no topics and waits for no lock."""
+    settings, clock, rng = config.settings.log, SystemClock(), random.SystemRandom()
+    if settings.engine == "embedded":
+        folder = config.base / settings.embedded.path
+        engine = EmbeddedLog(folder, catalogue(config.settings), clock=clock, rng=rng, lock_s_max=0.0)
+        return EmbeddedVisit(folder, engine)
+    return EngineVisit(engine_of(config, clock, rng, create=False))
+
+
 def rehearse(config: Config) -> None:
     """Build what needs neither log nor port, as the roles will. Raises `Misconfigured` with a line for each error."""
     settings, sandbox = config.settings, config.settings.sandbox
@@ -225,6 +237,10 @@ class _Process:
             engine = engine_of(config, self.clock, self.rng)
             stack.push_async_callback(engine.close)
             await engine.start()
+            if isinstance(engine, EmbeddedLog):
+                door = Door(config.base / settings.log.embedded.path, engine)
+                await door.start()
+                stack.push_async_callback(door.stop)
             if roles.sandbox and settings.sandbox is not None:
                 await self._start_bots(stack, settings.sandbox)
             await self._start_stages(stack, engine)

@@ -212,7 +212,40 @@ class DeadLetter(Struct, tag="dead", frozen=True, omit_defaults=True):
     at: int
 
 
-Record = Item | SendRequest | SendOutcome | DeliveryFailed | Ready | Settle | DeliveryEvent | InboundDigest | DeadLetter
+class Replayed(Struct, tag="replayed", frozen=True, omit_defaults=True):
+    """A dead letter was put back: the record it held was appended once more. On `deadletters`, behind the letter whose
+    place it names."""
+
+    partition: int
+    offset: int
+    at: int
+
+
+DeadLetterRecord = DeadLetter | Replayed
+
+
+class SinkControl(Struct, tag="control", frozen=True, omit_defaults=True):
+    """What an operator wants of a sink, on `control` under the sink's name; the last one holds."""
+
+    sink: str
+    paused: bool
+    at: int
+    note: str = ""
+
+
+Record = (
+    Item
+    | SendRequest
+    | SendOutcome
+    | DeliveryFailed
+    | Ready
+    | Settle
+    | DeliveryEvent
+    | InboundDigest
+    | DeadLetter
+    | Replayed
+    | SinkControl
+)
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
@@ -223,6 +256,8 @@ decode_sends = msgspec.msgpack.Decoder(SendsRecord).decode
 decode_delivery = msgspec.msgpack.Decoder(DeliveryEvent).decode
 decode_digest = msgspec.msgpack.Decoder(InboundDigest).decode
 decode_dead_letter = msgspec.msgpack.Decoder(DeadLetter).decode
+decode_dead_letters = msgspec.msgpack.Decoder(DeadLetterRecord).decode
+decode_control = msgspec.msgpack.Decoder(SinkControl).decode
 decode_item = msgspec.msgpack.Decoder(Item).decode
 decode_any = msgspec.msgpack.Decoder(Record).decode
 """Decoders by log. They raise `msgspec.DecodeError` or `msgspec.ValidationError`: a dead letter for whoever reads."""

@@ -13,7 +13,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("broker.errors", "broker.clock", "broker.metrics", "broker.secrets"),
     ("broker.log",),
     ("broker", "workers"),
-    ("broker.compose", "broker.trial", "broker.cli"),
+    ("broker.compose", "broker.trial", "broker.cli", "broker.commands"),
 )
 """From the ground up. A module belongs to the layer with its longest prefix and may import that layer and lower."""
 
