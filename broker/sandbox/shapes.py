@@ -95,6 +95,7 @@ ERRORS: dict[int, ErrorKind] = {
     ),
     132000: ErrorKind(400, "Number of parameters does not match the expected number of params"),
     132001: ErrorKind(404, "Template name does not exist in the translation"),
+    132005: ErrorKind(400, "Template hydrated text too long", "The translated text is too long."),
     132015: ErrorKind(
         400,
         "Template is paused",

@@ -29,7 +29,7 @@ def either(*names: str) -> Rule:
     """Return the rule that one of the members is needed; a refusal names the first."""
 
     def rule(value: Json) -> None:
-        if all(value.get(name) is None for name in names):
+        if not any(value.get(name) for name in names):
             raise Wrong(Fault.MISSING, f"is missing: one of {', '.join(names)} is needed", names[0])
 
     return rule
@@ -37,7 +37,7 @@ def either(*names: str) -> Rule:
 
 def file(**more: Shape) -> Object:
     """Return the shape of a file, which is named by its id at Meta or by a link that Meta will fetch."""
-    return Object({"id": Identifier(), "link": Url(), **more}, rules=(either("id", "link"),))
+    return Object({"id": Identifier(empty=True), "link": Url(empty=True), **more}, rules=(either("id", "link"),))
 
 
 CAPTIONED = {"caption": Text(CAPTION, empty=True)}

@@ -122,7 +122,7 @@ def _opens_its_link(card: Json) -> None:
     action = card["action"]
     if str(card.get("type", "")).lower() != "cta_url" or action.get("buttons") is not None:
         return
-    if action.get("name") is None:
+    if not action.get("name"):
         raise Wrong(Fault.MISSING, "is missing", "action", "name")
     for name in ("display_text", "url"):
         if (action.get("parameters") or {}).get(name) is None:
@@ -148,7 +148,7 @@ _ONE_PRODUCT = Object(
 _FLOW = Object(
     {
         "flow_message_version": Identifier(),
-        "flow_id": Identifier(),
+        "flow_id": Identifier(empty=True),
         "flow_name": NAME,
         "flow_token": NAME,
         "flow_cta": Text(FLOW_CTA),
@@ -168,8 +168,8 @@ _CARD_ACTION = Object(
         "buttons": ListOf(_CARD_BUTTON, CARD_BUTTONS),
         "name": NAME,
         "parameters": Object({"display_text": Text(CTA_URL_TEXT), "url": Url()}),
-        "catalog_id": Identifier(),
-        "product_retailer_id": Identifier(),
+        "catalog_id": Identifier(empty=True),
+        "product_retailer_id": Identifier(empty=True),
     }
 )
 _CARD = Object(

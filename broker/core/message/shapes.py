@@ -87,22 +87,27 @@ class Text(Struct, frozen=True):
 
 
 class Url(Struct, frozen=True):
-    """An http or https URL."""
+    """An http or https URL. Where `empty` is false, an empty one counts as missing."""
+
+    empty: bool = False
 
     def check(self, value: Any, run: Run) -> None:
         """Look at its scheme: what else a URL may hold is for those who fetch it."""
-        Text(URL).check(value, run)
-        if not value.lower().startswith(("http://", "https://")):
+        Text(URL, self.empty).check(value, run)
+        if value and not value.lower().startswith(("http://", "https://")):
             raise Wrong(Fault.UNFIT, "must be an http or https URL")
 
 
 class Identifier(Struct, frozen=True):
-    """An id of Meta's or of a catalogue. Some clients write it as a number."""
+    """An id of Meta's or of a catalogue. Some clients write it as a number. Where `empty` is false, an empty one counts
+    as missing."""
+
+    empty: bool = False
 
     def check(self, value: Any, run: Run) -> None:
-        """A number, or a string that is not empty."""
+        """A number, or a string."""
         if type(value) is not int:
-            Text(ID).check(value, run)
+            Text(ID, self.empty).check(value, run)
 
 
 class Flag(Struct, frozen=True):

@@ -38,6 +38,7 @@ def _parameter(**members: Shape) -> Object:
     return Object({**members, "parameter_name": NAME}, needed=tuple(members))
 
 
+_ID = Identifier(empty=True)
 PARAMETER = Variants(
     "type",
     {
@@ -50,7 +51,7 @@ PARAMETER = Variants(
         "coupon_code": _parameter(coupon_code=NAME),
         "action": _parameter(action=Object({})),
         "limited_time_offer": _parameter(limited_time_offer=Object({"expiration_time_ms": Anything()})),
-        "product": _parameter(product=Object({"product_retailer_id": Identifier(), "catalog_id": Identifier()})),
+        "product": _parameter(product=Object({"product_retailer_id": _ID, "catalog_id": _ID})),
     },
 )
 
