@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from broker.core.consent import words
 from broker.core.hours import Hours, compile_hours
 from broker.core.media_url import media_secret
 from broker.core.routing import BOT, ROUTES_MAX, compile_route
@@ -180,6 +181,12 @@ def check(settings: Settings) -> Iterable[str]:
             compile_route(route, hours)
         except ValueError as error:
             yield f"{where}.{error}"
+    consent_settings = settings.customer.consent
+    for name, lists in (("stop_words", consent_settings.stop_words), ("start_words", consent_settings.start_words)):
+        try:
+            words(lists)
+        except ValueError as error:
+            yield f"customer.consent.{name}: {error}"
     yield from _between("log.partitions", settings.log.partitions, 1, 512)
     yield from _between("log.slots", settings.log.slots, 1, 512)
     yield from _between("log.bytes_in_flight_max", settings.log.bytes_in_flight_max, 4_500_000, 2**32)

@@ -74,6 +74,7 @@ routed = _counter("routed_total", "Inbound messages by the route that took them;
 auto_replies = _counter("auto_replies_total", "Replies of the broker's own that a route asked for", "route")
 statuses = _counter("statuses_total", "Statuses of messages, not counting duplicates: forwarded to whoever sent, routed by a rule, foreign (no rule takes them)", "result")
 sends_admitted = _counter("sends_admitted_total", "Send requests by admission", "result")
+consent_changes = _counter("consent_changes_total", "Customers who said stop or resume to marketing", "change")
 # Sender
 sends = _counter("sends_total", "Final outcome, one per send", "lane", "outcome")
 send_attempts = _counter("send_attempts_total", "Graph calls by outcome", "outcome")
@@ -122,5 +123,7 @@ def prepare() -> None:
             sends.labels(lane, outcome)
     for outcome in ("accepted", "throttled", "refused", "unknown"):
         send_attempts.labels(outcome)
+    for change in ("stop", "resume"):
+        consent_changes.labels(change)
     for by in ("status", "answer", "policy", "expired"):
         unknown_resolved.labels(by)

@@ -75,7 +75,8 @@ class SendRequest(Struct, tag="send", frozen=True, omit_defaults=True):
 
     `body` is the caller's JSON. `sink` is where its statuses go, `key_name` the name of the bot key that asked.
     `kind` "mark" is a read mark or typing indicator: it has no customer and no status. `epoch` is the conversation's
-    epoch the caller was given, None when it says nothing.
+    epoch the caller was given, None when it says nothing. `marketing`: it is marketing whatever its class, because it
+    came by `/marketing_messages` or its template is of that category; a send of class "campaign" always is.
     """
 
     send_id: str
@@ -94,6 +95,7 @@ class SendRequest(Struct, tag="send", frozen=True, omit_defaults=True):
     not_after: int = 0
     epoch: int | None = None
     fingerprint: bytes = b""
+    marketing: bool = False
 
 
 class SendOutcome(Struct, tag="outcome", frozen=True, omit_defaults=True):

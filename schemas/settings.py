@@ -233,6 +233,40 @@ class DoubtSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     campaign_s: float = -1.0
 
 
+STOP_WORDS = {
+    "en": ["stop", "stop all", "stop promotions", "unsubscribe", "opt out"],
+    "de": ["stopp", "abmelden", "abbestellen", "keine werbung"],
+    "es": ["baja", "parar", "cancelar suscripción", "no más mensajes"],
+    "fr": ["arrêter", "désabonner", "se désabonner"],
+    "it": ["ferma", "disiscrivimi", "cancellami"],
+    "pt": ["parar", "sair", "descadastrar", "cancelar inscrição"],
+    "ar": ["توقف", "إلغاء الاشتراك"],
+    "hi": ["बंद करो", "रोकें"],
+    "id": ["berhenti", "berhenti berlangganan"],
+}
+START_WORDS = {
+    "en": ["start", "unstop", "subscribe", "opt in"],
+    "de": ["anmelden"],
+    "es": ["alta", "suscribir"],
+    "fr": ["réabonner", "s'abonner"],
+    "it": ["iscrivimi"],
+    "pt": ["inscrever", "voltar"],
+    "ar": ["ابدأ", "اشتراك"],
+    "hi": ["शुरू करो"],
+    "id": ["mulai", "berlangganan"],
+}
+
+
+class ConsentSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Marketing opt-out. Words are compared with a whole message, without case and punctuation; `stop_words` and
+    `start_words` are by language, and all languages count at every number."""
+
+    scope: Literal["portfolio", "number"] = "portfolio"
+    """How far a stop reaches: to every number of the portfolio, or to the one it was said to."""
+    stop_words: dict[str, list[str]] = field(default_factory=lambda: dict(STOP_WORDS))
+    start_words: dict[str, list[str]] = field(default_factory=lambda: dict(START_WORDS))
+
+
 class CustomerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Bounds of what one customer may occupy."""
 
@@ -241,6 +275,7 @@ class CustomerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     waiting_sends_max: int = 100
     """Admitted and not yet answered sends of one customer; more are refused with the pair limit's code."""
     doubt: DoubtSettings = field(default_factory=DoubtSettings)
+    consent: ConsentSettings = field(default_factory=ConsentSettings)
 
 
 class AdminSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -454,6 +454,8 @@ def _counter(what: str, label: str) -> Counter:
             return metrics.statuses.labels(label)
         case "resolved":
             return metrics.unknown_resolved.labels(label)
+        case "consent":
+            return metrics.consent_changes.labels(label)
         case "accepted_twice":
             return metrics.sends_duplicated
     raise ValueError(f"no metric counts {what!r}")

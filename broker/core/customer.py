@@ -21,8 +21,9 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from broker.core import dedupe, reference, window
+from broker.core import consent, dedupe, reference, window
 from broker.core.autoreply import NOT_ANSWERED, AutoReply
+from broker.core.consent import Change, Scope
 from broker.core.customer_state import (
     ACCEPTED,
     ACCEPTED_TWICE,
@@ -43,7 +44,7 @@ from broker.core.identity import address, is_customer, normalise_wa_id
 from broker.core.opaque import Opaque, derived_send_id, is_send_id, unwrap, wrap
 from broker.core.routing import BOT, Case, Routed, Rule, compile_routes, route
 from broker.core.status import StatusBody, failed
-from broker.core.view import template_language
+from broker.core.view import template_language, view
 from schemas.ids import CustomerKey, SendId, Sink
 from schemas.records import (
     LANE_OF,
@@ -91,6 +92,12 @@ LIFE_MS: dict[SendClass, int] = {
 }
 """How long a send may wait when its sender does not say. A one-time code lives 10 min at Meta, too."""
 
+WORDED = frozenset(("text", "button", "interactive"))
+"""Types of message that may be a word: written, or tapped."""
+
+PROOF_CHARS_MAX = 160
+"""Of what proves a change of consent. A wamid has some 60 characters; what is longer is not one of Meta's today."""
+
 MARK_LIFE_MS = 10 * 60_000
 """A read mark or typing indicator later than this tells the customer nothing."""
 
@@ -121,10 +128,13 @@ class Context(Struct, frozen=True):
     """How long a doubt lasts before the send is repeated; -1: it never is."""
     window_margin_ms: int
     waiting_sends_max: int
+    consent_scope: Scope = "portfolio"
+    stop_words: frozenset[str] = frozenset()
+    start_words: frozenset[str] = frozenset()
 
 
 def context_of(settings: Settings) -> Context:
-    """Compile what decisions need of the settings. Raises `ValueError` when a route cannot be compiled."""
+    """Compile what decisions need of the settings. Raises `ValueError` when a route or a word cannot be compiled."""
     doubt = settings.customer.doubt
     seconds: dict[SendClass, float] = {
         "otp": doubt.otp_s,
@@ -141,6 +151,9 @@ def context_of(settings: Settings) -> Context:
         doubt_ms={name: round(value * 1_000) if value >= 0 else -1 for name, value in seconds.items()},
         window_margin_ms=round(settings.customer.window_margin_s * 1_000),
         waiting_sends_max=settings.customer.waiting_sends_max,
+        consent_scope=settings.customer.consent.scope,
+        stop_words=consent.words(settings.customer.consent.stop_words),
+        start_words=consent.words(settings.customer.consent.start_words),
     )
 
 
@@ -178,9 +191,9 @@ class Note(Struct, frozen=True, gc=False):
     label: str
 
 
-NOTES: Final = ("admitted", "routed", "replied", "duplicate", "status", "resolved", "accepted_twice")
+NOTES: Final = ("admitted", "routed", "replied", "duplicate", "status", "resolved", "accepted_twice", "consent")
 """Admission; the route that took an item; the route whose own reply is to be sent; what dedupe removed, by kind; where
-a status went; how doubt ended; a second acceptance of one send."""
+a status went; how doubt ended; a second acceptance of one send; a customer who said stop or resume."""
 
 Command = Dispatch | Deliver | Note
 
@@ -204,6 +217,9 @@ BACKLOG: Final = Refusal(
 )
 NUMBER_UNKNOWN: Final = Refusal(
     100, "Invalid parameter", "The phone number id is not configured here, or is no longer (error subcode 33)."
+)
+OPTED_OUT: Final = Refusal(
+    131050, "User stopped marketing messages", "The customer does not want marketing messages of this business."
 )
 EPOCH_STALE: Final = Refusal(
     131005, "Access denied", "The conversation has passed to another holder since this one was told its epoch."
@@ -347,7 +363,42 @@ class Turn:
             if first and len(customer.windows) >= WINDOWS_MAX:
                 del customer.windows[min(customer.windows, key=lambda each: (customer.windows[each], each))]
             customer.windows[number] = window.opened(opened_at, at or item.received_at, now)
+            self._hear_word(item)
+        elif item.kind == "preference":
+            self._prefer(item)
         self._route(item, first)
+
+    # -- consent
+
+    def _hear_word(self, item: Item) -> None:
+        """A message that is nothing but a word for stop or start, written or tapped."""
+        context = self._context
+        if item.message_type not in WORDED or not (context.stop_words or context.start_words):
+            return
+        word = consent.plain(view(item.body).text)
+        if word in context.stop_words or word in context.start_words:
+            self._change_consent(item, word in context.stop_words, f"word:{word}", item.wamid)
+
+    def _prefer(self, item: Item) -> None:
+        """WhatsApp's own switch. A value we do not know changes nothing: it is passed on like any other."""
+        if item.message_type == consent.CATEGORY and item.status in ("stop", "resume"):
+            self._change_consent(item, item.status == "stop", "preference", item.dedupe)
+
+    def _change_consent(self, fact: Item | SendOutcome, stopped: bool, source: str, proof: str) -> None:
+        at = fact.at if 0 < fact.at <= self._now + window.SKEW_MS_MAX else self._now
+        change = Change(at, stopped, fact.phone_number_id, source, proof[:PROOF_CHARS_MAX])
+        changes = consent.changed(self._customer.consent, change)
+        if changes != self._customer.consent:
+            self._customer.consent = changes
+            self._commands.append(Note("consent", "stop" if stopped else "resume"))
+
+    def _is_unwanted(self, send: Send) -> bool:
+        """Whether a send is marketing to somebody who does not want any."""
+        if not self._customer.consent or not (send.marketing or send.send_class == "campaign"):
+            return False
+        return consent.stopped(self._customer.consent, send.phone_number_id, self._context.consent_scope)
+
+    # -- items, continued
 
     def _is_ours_after_all(self, item: Item) -> bool:
         """Whether a status without our line is of a send of ours, and was not taken for a stranger's before."""
@@ -455,6 +506,8 @@ class Turn:
             new = self._advance(send_id, mark)
         else:  # a group's status comes once for each participant; a status we have no mark for is a fact of its own
             new = not item.dedupe or self._take(item.dedupe)
+        if item.status == "failed" and new and opened is not None and opened.code == OPTED_OUT.code:
+            self._change_consent(item, True, f"error:{opened.code}", send_id)
         sink, own = _owner(line, send, known)
         if known is not None:
             self._compare(send_id, known, item.wamid)
@@ -497,6 +550,7 @@ class Turn:
             bsuid=request.bsuid,
             template=request.template,
             own=request.opaque,
+            marketing=request.marketing,
         )
         label, refusal = self._refusal(send, request)
         if refusal is not None:
@@ -527,6 +581,8 @@ class Turn:
             return "epoch", EPOCH_STALE
         if now >= send.not_after:
             return "expired", TOO_OLD
+        if self._is_unwanted(send):
+            return "consent", OPTED_OUT
         if not send.template and is_customer(self._key):
             closes_at = window.closes_at(customer.windows.get(send.phone_number_id, 0), context.window_margin_ms)
             if now >= closes_at:
@@ -545,6 +601,10 @@ class Turn:
         if number is None:  # it was held, and the number left the configuration
             self._remove(send)
             self._refuse(send, "number", NUMBER_UNKNOWN)
+            return
+        if self._is_unwanted(send):  # it was held, and they said stop meanwhile
+            self._remove(send)
+            self._refuse(send, "consent", OPTED_OUT)
             return
         try:
             line = wrap(SendId(send.send_id), Sink(send.sink), self._key, send.own)
@@ -642,6 +702,8 @@ class Turn:
                 refusal = Refusal(outcome.code or OUTCOME_UNKNOWN.code, outcome.title or "Refused", outcome.details)
                 if outcome.code == WINDOW_CLOSED.code:
                     self._close_window(outcome)
+                elif outcome.code == OPTED_OUT.code:  # said to Meta at a time we heard nothing of
+                    self._change_consent(outcome, True, f"error:{outcome.code}", outcome.send_id)
             self._fail(send, refusal)
         if outcome.wa_id and is_customer(self._key):
             how, value = address(self._key)
@@ -719,7 +781,13 @@ class Turn:
         number = self._context.numbers.get(send.phone_number_id)
         if self._context.doubt_ms[send.send_class] < 0:
             return  # never; it waits for its status until it is given up
-        if number is None or send.attempt >= ATTEMPTS_MAX or not send.body or self._now >= send.not_after:
+        if (
+            number is None
+            or send.attempt >= ATTEMPTS_MAX
+            or not send.body
+            or self._now >= send.not_after
+            or self._is_unwanted(send)
+        ):
             self._settled(send, "expired")
             self._give_up(send)
             return

@@ -13,7 +13,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct, field
 
-from broker.core import dedupe
+from broker.core import consent, dedupe
+from broker.core.consent import Change
 from broker.core.opaque import new_send_id
 from schemas.records import SendClass
 
@@ -57,6 +58,8 @@ class Send(Struct, array_like=True, gc=False):
     bsuid: str = ""
     template: str = ""
     own: str | None = None
+    marketing: bool = False
+    """Besides those of class "campaign", which always are."""
 
 
 class Known(Struct, array_like=True, gc=False, frozen=True):
@@ -94,6 +97,8 @@ class Customer(Struct, array_like=True):
     sent_language: str = ""
     replied: dict[bytes, int] = field(default_factory=dict)
     """By the hash of number and route: until when the broker does not reply again."""
+    consent: list[Change] = field(default_factory=list)
+    """What the customer said about marketing, oldest first, each with its proof (`core/consent.py`)."""
 
 
 pack = msgspec.msgpack.Encoder().encode
@@ -131,18 +136,26 @@ def quieted(customer: Customer, now: int) -> bool:
     if now - customer.seen_at <= QUIET_AFTER_MS + SEEN_EVERY_MS or customer.sends:
         return False
     replied = {mark: until for mark, until in customer.replied.items() if until > now}
-    if not customer.taken and len(customer.known) <= KNOWN_QUIET_MAX and len(replied) == len(customer.replied):
+    changes = consent.quieted(customer.consent) if customer.consent else customer.consent
+    if (
+        not customer.taken
+        and len(customer.known) <= KNOWN_QUIET_MAX
+        and len(replied) == len(customer.replied)
+        and len(changes) == len(customer.consent)
+    ):
         return False
     customer.replied = replied
     customer.taken = b""
     del customer.known[:-KNOWN_QUIET_MAX]
+    customer.consent = changes
     return True
 
 
 def is_forgotten(customer: Customer, now: int) -> bool:
     """Whether the customer was silent for long enough and there is nothing that must be remembered."""
-    must_be_kept = customer.sends or customer.epoch != 1 or customer.language
-    return now - customer.seen_at > FORGOTTEN_AFTER_MS and not must_be_kept
+    if now - customer.seen_at <= FORGOTTEN_AFTER_MS or customer.sends:
+        return False
+    return customer.epoch == 1 and not customer.language and not customer.consent
 
 
 # ---- ids in fewer bytes: a state holds several, and there are millions of states

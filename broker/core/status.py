@@ -47,6 +47,19 @@ class StatusBody:
         self.opaque: str | None = opaque if type(opaque) is str else None
         """What we or somebody else put beside the send; None when there is none."""
 
+    @property
+    def code(self) -> int:
+        """The code of the status' first error, 0 when there is none."""
+        errors = self._levels[-1].get("errors")
+        if errors is None:
+            return 0
+        try:
+            first = (msgspec.json.decode(errors) if self._raw else errors)[0]
+            code = first["code"]
+        except (msgspec.DecodeError, LookupError, TypeError):
+            return 0
+        return code if type(code) is int else 0
+
     def rewritten(self, message_id: str, own: str | None) -> bytes:
         """Return the body under another message id, with the caller's own opaque data, or without any for None."""
         outer, entry, change, value, status = (dict(level) for level in self._levels)
