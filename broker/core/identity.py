@@ -2,16 +2,22 @@
 
 A key is `<portfolio>:<wa_id>` in one normal form, `<portfolio>:<bsuid>` where no phone is known, and `<portfolio>:#…`
 for what concerns no customer. A portfolio's name holds no colon (`check_portfolio`), so the first colon ends it.
+How a person moves from one key to another is `moves.py`'s.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 from schemas.ids import CustomerKey
 
 DIGITS_MAX = 20
 """E.164 ends at 15 digits; test numbers and odd ids of Meta's may be longer. Beyond it, it is no phone."""
+
+ID_CHARS_MAX = 256
+"""A longer id is keyed by its digest: a key stands in every record, and in what Meta hands back to us (512 characters).
+Meta's own have at most 138 (country, dot, 128 characters; `ENT.` in a parent's)."""
 
 _BLANKS = str.maketrans("", "", "+-.()/ \t\r\n\u00a0\u2007\u200b\u200e\u200f\u2010\u2011\u2013\u202a\u202c\u202f")
 """What people and spreadsheets put between digits, the invisible marks that are copied along included."""
@@ -46,12 +52,24 @@ def normalise_wa_id(text: str) -> str:
 def customer_key(portfolio: str, wa_id: str, bsuid: str) -> CustomerKey:
     """Return a customer's key: by phone where one is known, else by BSUID, which means something in one portfolio only.
 
+    A `wa_id` that is no phone is an id like any other, and counts where there is no BSUID: two of them are two people.
     Raises `ValueError` when neither identifies anybody; `record_key` then says where the record belongs.
     """
-    value = (normalise_wa_id(wa_id) if wa_id else "") or bsuid.strip()
+    value = normalise_wa_id(wa_id) if wa_id else ""
+    if not value:
+        value = bsuid.strip() or wa_id.strip()
+        if value.isascii() and value.isdigit():
+            value = "." + value  # no BSUID of Meta's is digits alone, and no phone's key may be had by calling it one
     if not value or value[0] == "#":
         raise ValueError("neither a phone nor a BSUID: this names no customer")
+    if len(value) > ID_CHARS_MAX:
+        value = "~" + hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     return CustomerKey(f"{portfolio}:{value}")
+
+
+def same_phone(one: str, other: str) -> bool:
+    """Whether two texts name one phone, in whichever of its forms; ids that are no phones must be equal."""
+    return one == other or (normalise_wa_id(one) or one) == (normalise_wa_id(other) or other)
 
 
 def number_key(portfolio: str, phone_number_id: str) -> CustomerKey:
@@ -95,7 +113,7 @@ def address(key: str) -> tuple[Literal["wa_id", "bsuid"], str]:
     if not is_customer(key):
         raise ValueError("the key names no customer")
     _, _, value = key.partition(":")
-    return ("wa_id" if value.isascii() and value.isdigit() else "bsuid"), value
+    return ("wa_id", value) if value.isascii() and value.isdigit() else ("bsuid", value.removeprefix("."))
 
 
 def portfolio_of(key: str) -> str:

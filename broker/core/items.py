@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
-from broker.core.identity import normalise_wa_id
+from broker.core.identity import normalise_wa_id, same_phone
 from schemas.records import ItemKind
 from schemas.webhook import (
     Call,
@@ -278,7 +278,16 @@ NEEDED = {"statuses": "an id and a status"}
 
 
 def complete(found: Found, contact: Contact) -> None:
-    """Take from an item's contact the ids that the item itself does not say."""
-    found.wa_id = found.wa_id or text(contact.wa_id)
-    found.bsuid = found.bsuid or text(contact.user_id)
+    """Take from an item's contact the ids that the item itself does not say, unless the two contradict each other.
+
+    Where they do (samples and other people's fixtures: `from` of one person, `wa_id` of another), the item is right and
+    its contact is somebody else: putting both together would make one person of two.
+    """
+    wa_id, bsuid = text(contact.wa_id), text(contact.user_id)
+    if (found.bsuid and bsuid and found.bsuid != bsuid) or (
+        found.wa_id and wa_id and not same_phone(found.wa_id, wa_id)
+    ):
+        return
+    found.wa_id = found.wa_id or wa_id
+    found.bsuid = found.bsuid or bsuid
     found.parent_bsuid = found.parent_bsuid or text(contact.parent_user_id)

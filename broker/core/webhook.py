@@ -28,7 +28,7 @@ from broker.core.envelope import (
     object_bytes,
     show_lone_surrogates,
 )
-from broker.core.identity import record_key
+from broker.core.identity import normalise_wa_id, record_key
 from broker.core.items import (
     NEEDED,
     READERS,
@@ -395,14 +395,15 @@ def _metadata_of(value: Raw | None) -> Metadata:
 
 
 def _contacts_by_id(contacts: list[Raw]) -> dict[str, list[int]]:
-    """Positions of the contacts by each of their ids."""
+    """Positions of the contacts by each of their ids; a phone also by its normal form."""
     by_id: dict[str, list[int]] = {}
     for position, raw in enumerate(contacts):
         try:
             contact = _contact(raw)
         except msgspec.ValidationError:
             continue
-        ids = (text(contact.wa_id), text(contact.user_id), text(contact.parent_user_id))
+        wa_id = text(contact.wa_id)
+        ids = (wa_id, normalise_wa_id(wa_id), text(contact.user_id), text(contact.parent_user_id))
         for name in dict.fromkeys(ids):
             if name:
                 by_id.setdefault(name, []).append(position)
@@ -412,7 +413,7 @@ def _contacts_by_id(contacts: list[Raw]) -> dict[str, list[int]]:
 def _own_contacts(by_id: dict[str, list[int]], found: Found) -> list[int]:
     """Positions of an item's own contacts, in their order."""
     positions: dict[int, None] = {}
-    for name in (found.wa_id, found.bsuid, found.parent_bsuid):
+    for name in (found.wa_id, normalise_wa_id(found.wa_id), found.bsuid, found.parent_bsuid):
         if name:
             positions.update(dict.fromkeys(by_id.get(name, ())))
     return sorted(positions)

@@ -17,6 +17,7 @@ from broker.core.identity import (
     number_key,
     portfolio_of,
     record_key,
+    same_phone,
 )
 
 
@@ -69,12 +70,46 @@ def test_a_bsuid_means_something_within_its_portfolio_only() -> None:
     assert customer_key("one", "", "US.13") != customer_key("two", "", "US.13")
 
 
-@pytest.mark.parametrize(("wa_id", "bsuid"), [("", ""), ("abc", ""), ("", " "), ("", "#US.1")])
+@pytest.mark.parametrize(("wa_id", "bsuid"), [("", ""), (" ", ""), ("", " "), ("", "#US.1"), ("#1", "")])
 def test_nobody_has_no_key(wa_id: str, bsuid: str) -> None:
     """A made-up key would gather strangers into one customer."""
     with pytest.raises(ValueError, match="no customer"):
         customer_key("main", wa_id, bsuid)
     assert record_key("main", "1065", wa_id=wa_id, bsuid=bsuid) == number_key("main", "1065")
+
+
+@given(st.lists(st.text(min_size=1, max_size=400), min_size=2, max_size=2, unique_by=str.strip))
+def test_two_ids_that_are_no_phones_are_two_people(ids: list[str]) -> None:
+    """Fixtures of the field write "user-1" for a phone, Meta an id longer than any today: none may share a state."""
+    keys = []
+    for wa_id in ids:
+        if normalise_wa_id(wa_id) or not wa_id.strip() or wa_id.strip()[0] == "#":
+            return
+        keys.append(customer_key("main", wa_id, ""))
+    assert keys[0] != keys[1]
+    assert all(len(key) <= 262 and is_customer(key) for key in keys)
+
+
+def test_a_bsuid_of_digits_alone_is_not_the_customer_with_that_phone() -> None:
+    """Meta's begin with a country and a dot. What says otherwise is somebody's fixture, or somebody's attempt."""
+    key = customer_key("main", "", "15550001234")
+    assert key != customer_key("main", "15550001234", "")
+    assert address(key) == ("bsuid", "15550001234")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("5511987654321", "551187654321", True),
+        ("+1 555 000 1234", "15550001234", True),
+        ("user-1", "user-1", True),
+        ("user-1", "user-2", False),
+        ("15550001234", "15550001235", False),
+    ],
+)
+def test_one_phone_is_known_in_all_its_forms(one: str, other: str, same: bool) -> None:
+    """`from` and `wa_id` of one item may be written in two ways, and are one person; any other two are two."""
+    assert same_phone(one, other) is same
 
 
 def test_a_group_keeps_its_own_order() -> None:

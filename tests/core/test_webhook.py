@@ -178,6 +178,45 @@ def test_a_contact_of_nobody_goes_on_by_itself() -> None:
     assert json.loads(lone.item.body)["entry"][0]["changes"][0]["value"]["contacts"] == [stranger]
 
 
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize(
+    ("said", "contact", "found"),
+    [
+        ({"from": "4915550000001"}, {"wa_id": "4915550000002", "user_id": "DE.2"}, ("4915550000001", "")),
+        ({"from_user_id": "DE.1"}, {"wa_id": "4915550000002", "user_id": "DE.2"}, ("", "DE.1")),
+        ({"from": "user-1"}, {"wa_id": "user-2", "user_id": "DE.2"}, ("user-1", "")),
+        ({"from": "551187654321"}, {"wa_id": "5511987654321", "user_id": "BR.1"}, ("551187654321", "BR.1")),
+        ({"from": 4915550000001}, {"wa_id": 4915550000001, "user_id": "DE.1"}, ("4915550000001", "DE.1")),
+    ],
+)
+def test_a_contact_that_contradicts_its_item_is_somebody_else(
+    said: dict[str, Any], contact: dict[str, Any], found: tuple[str, str], alone: bool
+) -> None:
+    """Samples of the field have one person in `from` and another in `wa_id`: one state for both would be a leak."""
+    message = {"id": "wamid.1", "timestamp": "1750000000", "type": "text", "text": {"body": "x"}, **said}
+    value: dict[str, Any] = {"contacts": [contact], "messages": [message]}
+    if not alone:
+        value["errors"] = [{"code": 1}]
+    parts = split(compact(post(value)), "app", NOW, PORTFOLIOS)
+    (item,) = [keyed.item for keyed in parts.conversations if keyed.item.kind == "message"]
+    assert (item.wa_id, item.bsuid) == found
+
+
+@pytest.mark.parametrize("direction", ["BUSINESS_INITIATED", "", None])
+def test_a_call_the_business_began_belongs_to_whom_it_called(direction: str | None) -> None:
+    """`from` is the business then, said by `direction` or by its own digits: keyed by it, all who are called would be
+    one customer."""
+    called = {"id": "wacid.1", "from": "15550001000", "to": "4915550000001", "to_user_id": "DE.1", "event": "connect"}
+    if direction is not None:
+        called["direction"] = direction
+    metadata = {"phone_number_id": "1065", "display_phone_number": "+1 555-000-1000"}
+    contact = {"wa_id": "4915550000001", "user_id": "DE.1"}
+    value = {"metadata": metadata, "contacts": [contact], "calls": [called]}
+    ((key, item),) = split(compact(post(value, field="calls")), "app", NOW, PORTFOLIOS).conversations
+    assert (item.kind, item.wa_id, item.bsuid) == ("call", "4915550000001", "DE.1")
+    assert key.endswith(b":4915550000001")
+
+
 def test_ids_the_item_does_not_say_come_from_its_contact() -> None:
     """The first sight of phone and BSUID together is what joins a customer's two keys."""
     _, item = one(post({"contacts": [{"wa_id": "4915550000001", "user_id": "DE.1"}], "messages": [text(1)]}))
