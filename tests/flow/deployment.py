@@ -29,7 +29,6 @@ STOP_S_MAX = 20.0
 APP_SECRET = "5eba57ade1c0ffee"
 GRAPH_TOKEN = "EAAtest"
 SINK_SECRET = "b07b07b07"
-BOT_KEY = "dk_test-bot"
 WABA_ID = "102290129340398"
 
 
@@ -82,16 +81,27 @@ class Number:
 
 
 @dataclass
-class Deployment:
-    """A configuration and the processes started with it.
+class Seat:
+    """A bot's place: a sink of kind `meta` at a port of loopback, its key, and the numbers it speaks for (all: ())."""
 
-    `log` is the `[log]` table. `bot_port` is where the test's own bot listens, the sink `bot` of kind `meta`.
-    """
+    name: str
+    port: int
+    numbers: Sequence[str] = ()
+
+    @property
+    def key(self) -> str:
+        """The key of ours it sends with."""
+        return f"dk_test-{self.name}"
+
+
+@dataclass
+class Deployment:
+    """A configuration and the processes started with it. `log` is the `[log]` table, `seats` are the bots' places."""
 
     folder: Path
     log: dict[str, object]
     numbers: Sequence[Number]
-    bot_port: int
+    seats: Sequence[Seat]
     sender: dict[str, object] = field(default_factory=dict)
     sandbox: dict[str, object] = field(default_factory=dict)
     processes: dict[str, Process] = field(default_factory=dict)
@@ -195,21 +205,26 @@ class Deployment:
             "numbers": [{**tree, "slot": n.slot} for tree, n in zip(numbers, self.numbers, strict=True)],
             "sinks": [
                 {
-                    "name": "bot",
+                    "name": seat.name,
                     "kind": "meta",
-                    "url": f"http://127.0.0.1:{self.bot_port}/webhook",
+                    "url": f"http://127.0.0.1:{seat.port}/webhook",
                     "secret": {"env": "DEPESCHE_TEST_SINK_SECRET"},
                 }
+                for seat in self.seats
             ],
             "keys": [
                 {
-                    "name": "bot",
-                    "sha256": hashlib.sha256(BOT_KEY.encode()).hexdigest(),
-                    "numbers": ["*"],
-                    "sink": "bot",
+                    "name": seat.name,
+                    "sha256": hashlib.sha256(seat.key.encode()).hexdigest(),
+                    "numbers": list(seat.numbers) or ["*"],
+                    "sink": seat.name,
                 }
+                for seat in self.seats
             ],
-            "routes": [{"name": "all", "then": {"sinks": ["bot"]}}],
+            "routes": [
+                {"name": seat.name, "when": {"numbers": list(seat.numbers)}, "then": {"sinks": [seat.name]}}
+                for seat in self.seats
+            ],
             "log": self.log,
             "receiver": {"port": self.receiver_port},
             "gateway": {"port": self.gateway_port},

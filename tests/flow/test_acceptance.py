@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from tests.flow.bot import QuotingBot
-from tests.flow.deployment import BOT_KEY, SINK_SECRET, Deployment, Number
+from tests.flow.deployment import SINK_SECRET, Deployment, Number, Seat
 from tests.kafka.cluster import free_ports
 from tests.kafka.fixtures import KafkaForTests
 
@@ -88,8 +88,9 @@ class Meta:
 async def deployed(folder: Path, log: dict[str, object]) -> AsyncIterator[tuple[Deployment, QuotingBot, Meta]]:
     """A deployment with nothing running yet but the test's bot."""
     (bot_port,) = free_ports(1)
-    deployment = Deployment(folder, log, NUMBERS, bot_port)
-    bot = QuotingBot(bot_port, f"http://127.0.0.1:{deployment.gateway_port}", BOT_KEY, SINK_SECRET)
+    seat = Seat("bot", bot_port)
+    deployment = Deployment(folder, log, NUMBERS, [seat])
+    bot = QuotingBot(bot_port, f"http://127.0.0.1:{deployment.gateway_port}", seat.key, SINK_SECRET)
     await bot.start()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
