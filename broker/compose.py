@@ -273,7 +273,7 @@ class _Process:
             started.append(delivery.stop)
             self._watch("delivery", delivery)
         if "customer" in self.roles.stages:
-            customer = CustomerStage(engine, context_of(settings), self.clock, self.rng)
+            customer = CustomerStage(engine, context_of(settings, config.media_secrets()), self.clock, self.rng)
             await customer.start()
             started.append(customer.stop)
             self._watch("customer", customer)

@@ -22,6 +22,7 @@ from prometheus_client import Counter
 
 from broker import metrics
 from broker.clock import Clock
+from broker.core.botview import BODY_BYTES_MAX
 from broker.core.customer import Command, Context, Deliver, Dispatch, Due, Event, Note, decide, heard_of, next_due
 from broker.core.customer_state import Customer, in_doubt, is_forgotten, pack, quieted, unpack
 from broker.core.deadlines import Deadlines
@@ -335,6 +336,8 @@ class Household:
                 derived.notes.append((command.what, command.label))
                 continue
             if type(command) is Deliver:
+                if len(command.event.body) > BODY_BYTES_MAX:
+                    raise RecordTooLarge(f"a body of {len(command.event.body)} bytes; sinks take {BODY_BYTES_MAX}")
                 log, draft = deliveries_log(command.sink), Draft(key, encode(command.event))
                 if log not in self._sinks:
                     derived.dead.append((log, UNKNOWN_SINK))

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from broker.core import consent, dedupe, reference, window
+from broker.core import botview, consent, dedupe, reference, window
 from broker.core.autoreply import NOT_ANSWERED, AutoReply
 from broker.core.consent import Change, Scope
 from broker.core.customer_state import (
@@ -41,6 +41,7 @@ from broker.core.customer_state import (
 )
 from broker.core.hours import compile_hours
 from broker.core.identity import address, is_customer, normalise_wa_id
+from broker.core.media_url import public_url_of
 from broker.core.opaque import Opaque, derived_send_id, is_send_id, unwrap, wrap
 from broker.core.routing import BOT, Case, Routed, Rule, compile_routes, route
 from broker.core.status import StatusBody, failed
@@ -117,6 +118,8 @@ class NumberFacts(Struct, frozen=True):
     waba_id: str
     display_phone_number: str
     slot: int
+    media_secret: bytes = b""
+    """Signs the urls of its media; empty: Meta's stay."""
 
 
 class Context(Struct, frozen=True):
@@ -131,10 +134,16 @@ class Context(Struct, frozen=True):
     consent_scope: Scope = "portfolio"
     stop_words: frozenset[str] = frozenset()
     start_words: frozenset[str] = frozenset()
+    public_url: str = ""
+    """Where bots reach the gateway: media urls begin with it."""
 
 
-def context_of(settings: Settings) -> Context:
-    """Compile what decisions need of the settings. Raises `ValueError` when a route or a word cannot be compiled."""
+def context_of(settings: Settings, media_secrets: Mapping[str, bytes] | None = None) -> Context:
+    """Compile what decisions need of the settings. Raises `ValueError` when a route or a word cannot be compiled.
+
+    `media_secrets`: what signs the urls of each number's media; without them, bots get Meta's urls.
+    """
+    signs = media_secrets or {}
     doubt = settings.customer.doubt
     seconds: dict[SendClass, float] = {
         "otp": doubt.otp_s,
@@ -145,7 +154,9 @@ def context_of(settings: Settings) -> Context:
     return Context(
         rules=compile_routes(settings.routes, {each.name: compile_hours(each) for each in settings.hours}),
         numbers={
-            number.phone_number_id: NumberFacts(number.waba_id, number.display_phone_number, number.slot)
+            number.phone_number_id: NumberFacts(
+                number.waba_id, number.display_phone_number, number.slot, signs.get(number.phone_number_id, b"")
+            )
             for number in settings.numbers
         },
         doubt_ms={name: round(value * 1_000) if value >= 0 else -1 for name, value in seconds.items()},
@@ -154,6 +165,7 @@ def context_of(settings: Settings) -> Context:
         consent_scope=settings.customer.consent.scope,
         stop_words=consent.words(settings.customer.consent.stop_words),
         start_words=consent.words(settings.customer.consent.start_words),
+        public_url=public_url_of(settings.gateway),
     )
 
 
@@ -436,13 +448,7 @@ class Turn:
             customer.language = routed.language
 
     def _fan_out(self, item: Item, routed: Routed, epoch: int) -> None:
-        body = item.body
-        if (
-            item.kind == "message"
-            and self._customer.known
-            and (item.message_type == "reaction" or b'"context"' in body)
-        ):
-            body = reference.for_bot(body, self._our_id)
+        body = self._seen_by_bots(item)
         fact = item.dedupe or f"{item.received_at}:{hashlib.blake2b(item.body, digest_size=16).hexdigest()}"
         for sink in routed.sinks:
             self._deliver(
@@ -487,6 +493,17 @@ class Turn:
                 not_after=at + REPLY_LIFE_MS,
             )
         )
+
+    def _seen_by_bots(self, item: Item) -> bytes:
+        """Return an update's body as sinks get it."""
+        body = item.body
+        if self._customer.known:
+            body = botview.with_our_ids(body, self._our_id)
+        number = self._context.numbers.get(item.phone_number_id)
+        if number is not None and number.media_secret:
+            link = botview.linked(item.phone_number_id, self._context.public_url, number.media_secret)
+            body = botview.with_our_urls(body, link)
+        return body
 
     def _status(self, item: Item) -> None:
         """Take a status of a send of ours: it moves the send's life, settles its doubt, and goes to whoever sent it."""
