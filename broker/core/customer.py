@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from broker.core import botview, consent, dedupe, reference, window
 from broker.core.autoreply import NOT_ANSWERED, AutoReply
@@ -420,9 +419,7 @@ class Turn:
 
     def _route(self, item: Item, first: bool) -> None:
         customer = self._customer
-        language = customer.language or customer.sent_language
-        case = Case(item, first=first, holder=customer.holder or BOT, language=language)
-        routed = route(self._context.rules, case)
+        routed = self._routed(item, first)
         if item.kind == "status":
             self._commands.append(Note("status", "routed" if routed.sinks else "foreign"))
         elif routed.rules:
@@ -437,6 +434,12 @@ class Turn:
             self._fan_out(item, routed, customer.epoch if is_written else 0)
         if routed.reply is not None and is_written:
             self._reply(item, routed.reply)
+
+    def _routed(self, item: Item, first: bool) -> Routed:
+        customer = self._customer
+        language = customer.language or customer.sent_language
+        case = Case(item, first=first, holder=customer.holder or BOT, language=language)
+        return route(self._context.rules, case)
 
     def _heed(self, routed: Routed) -> None:
         """Take what routes say of the conversation and its customer."""
@@ -533,17 +536,30 @@ class Turn:
         if send is not None:
             self._settled(send, "status", overtaken=send.attempt > 1)
             self._remove(send)
-        if not new:
-            self._commands.append(Note("duplicate", "status"))
-        elif sink:
+        if new:
             body = opened.rewritten(send_id, own) if opened is not None else item.body
-            fact = item.dedupe or f"st:{send_id}:{item.status}"
-            self._deliver(sink, fact, "status", item.phone_number_id, body, at=item.at, accepted_at=item.received_at)
-            self._commands.append(Note("status", "forwarded"))
-        else:  # the broker's own; whoever looks on gets it without our line
-            shown = item if opened is None else replace(item, body=opened.rewritten(send_id, own))
-            self._route(shown, first=False)
+            told = self._tell(item, sink, item.dedupe or f"st:{send_id}:{item.status}", body)
+            self._commands.append(Note("status", "forwarded" if sink else "routed" if told else "foreign"))
+        else:
+            self._commands.append(Note("duplicate", "status"))
         self._release()
+
+    def _tell(self, item: Item, sink: str, fact: str, body: bytes) -> bool:
+        """Tell whoever sent of a status, and whom a rule names for statuses, all in the same words; False: nobody."""
+        routed = self._routed(item, False)
+        sinks = (sink, *(other for other in routed.sinks if other != sink)) if sink else routed.sinks
+        for each in sinks:
+            self._deliver(
+                each,
+                fact,
+                "status",
+                item.phone_number_id,
+                body,
+                at=item.at,
+                accepted_at=item.received_at,
+                tags=routed.tags,
+            )
+        return bool(sinks)
 
     # -- sends
 
@@ -838,8 +854,8 @@ class Turn:
         self._fail(send, refusal)
 
     def _fail(self, send: Send, refusal: Refusal) -> None:
-        """Tell whoever sent, once, in Meta's words."""
-        if not self._advance(send.send_id, STATUS_MARKS["failed"]) or not send.sink:
+        """Tell whoever sent (and who observes), once, in Meta's words."""
+        if not self._advance(send.send_id, STATUS_MARKS["failed"]):
             return
         number = self._context.numbers.get(send.phone_number_id)
         wa_id, bsuid = send.wa_id, send.bsuid
@@ -859,15 +875,23 @@ class Turn:
             details=refusal.details,
             own=send.own,
         )
-        self._deliver(
-            send.sink,
-            f"st:{send.send_id}:failed",
-            "status",
-            send.phone_number_id,
-            body,
+        fact = f"st:{send.send_id}:failed"
+        item = Item(
+            kind="status",
+            field="messages",
+            app="",
+            waba_id="" if number is None else number.waba_id,
+            phone_number_id=send.phone_number_id,
+            dedupe=fact,
             at=self._now,
-            accepted_at=self._now,
+            received_at=self._now,
+            body=body,
+            wa_id=wa_id,
+            bsuid=bsuid,
+            status="failed",
+            send_id=send.send_id,
         )
+        self._tell(item, send.sink, fact, body)
 
     # -- the state
 

@@ -221,14 +221,14 @@ def settles(commands: list[Command]) -> list[Settle]:
     ]
 
 
-def delivered(commands: list[Command], sink: str | None = None) -> list[dict[str, Any]]:
-    """The messages and statuses sinks get, opened."""
+def delivered(commands: list[Command], sink: str = "bot") -> list[dict[str, Any]]:
+    """The messages and statuses a sink gets, opened."""
     return list(_opened(commands, sink))
 
 
-def _opened(commands: list[Command], sink: str | None) -> Iterator[dict[str, Any]]:
+def _opened(commands: list[Command], sink: str) -> Iterator[dict[str, Any]]:
     for command in commands:
-        if isinstance(command, Deliver) and sink in (None, command.sink):
+        if isinstance(command, Deliver) and command.sink == sink:
             value = json.loads(command.event.body)["entry"][0]["changes"][0]["value"]
             yield from value.get("messages", []) + value.get("statuses", [])
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from broker.core.customer import context_of
+from msgspec.structs import replace
+
+from broker.core.customer import Deliver, context_of
 from broker.core.media_url import PREFIX, Medium, from_ours, media_secret
-from tests.core.conversation import NUMBER, SETTINGS, Story, delivered
+from schemas.settings import Route, Then, When
+from tests.core.conversation import (
+    NUMBER,
+    SETTINGS,
+    Story,
+    delivered,
+    notes,
+    outcome,
+    request,
+    send_id,
+    status,
+)
 
 SECRET = media_secret("EAAtoken")
 META = "https://lookaside.fbsbx.com/whatsapp_business/attachments/?mid=1"
@@ -29,3 +42,67 @@ def test_without_a_secret_metas_url_stays() -> None:
     story = Story(context_of(SETTINGS, {"another": SECRET}))
     story.writes("photo", type="image", image=picture())
     assert delivered(story.commands, "bot")[0]["image"] == picture()
+
+
+# ---- statuses: whoever sent, and who observes
+
+
+def sinks(story: Story) -> list[str]:
+    return [command.sink for command in story.commands if isinstance(command, Deliver)]
+
+
+def asked(story: Story, own: str | None = None) -> Story:
+    story.writes()
+    story.take(request("one", story.now, own=own))
+    story.take(outcome("one", "accepted", story.now))
+    return story
+
+
+def test_a_rule_that_names_statuses_observes_those_of_our_sends() -> None:
+    """An archive wants to see what a bot sees, in the same words; the bot gets it in any case, and first."""
+    story = asked(Story(), own="mine")
+    story.take(status("one", "sent", story.now, own="mine"))
+    assert sinks(story) == ["bot", "audit"]
+    assert delivered(story.commands, "audit") == delivered(story.commands, "bot")
+    (seen,) = delivered(story.commands, "audit")
+    assert (seen["id"], seen["biz_opaque_callback_data"]) == (send_id("one"), "mine")
+    assert notes(story.commands) == [("status", "forwarded")]
+    ids = [command.event.delivery_id for command in story.commands if isinstance(command, Deliver)]
+    assert len(set(ids)) == 2
+
+
+def test_whoever_sent_gets_a_status_once_even_when_it_observes_too() -> None:
+    """A rule for the bot's own sink adds nothing."""
+    route = Route(name="all", when=When(types=["status"]), then=Then(sinks=["audit", "bot"]))
+    story = asked(Story(context_of(replace(SETTINGS, routes=[route, *SETTINGS.routes]))))
+    story.take(status("one", "sent", story.now))
+    assert sinks(story) == ["bot", "audit"]
+
+
+def test_without_such_a_rule_nobody_but_the_sender_hears_of_a_send() -> None:
+    """A catch-all rule is for what customers do."""
+    route = Route(name="all", then=Then(sinks=["audit"]))
+    story = asked(Story(context_of(replace(SETTINGS, routes=[route]))))
+    story.take(status("one", "sent", story.now))
+    assert sinks(story) == ["bot"]
+
+
+def test_a_refusal_of_ours_is_observed_like_one_of_metas() -> None:
+    """Whoever counts failures counts these."""
+    story = Story()
+    story.take(request("one", story.now))
+    assert sinks(story) == ["bot", "audit"]
+    assert delivered(story.commands, "audit") == delivered(story.commands, "bot")
+    assert delivered(story.commands, "audit")[0]["errors"][0]["code"] == 131047
+
+
+def test_a_send_without_a_sink_is_observed_without_our_line() -> None:
+    """A campaign of the brand's own has no bot behind it."""
+    story = Story()
+    story.writes()
+    story.take(replace(request("one", story.now), sink=""))
+    story.take(outcome("one", "accepted", story.now))
+    story.take(status("one", "sent", story.now, line=""))
+    assert sinks(story) == ["audit"]
+    assert delivered(story.commands, "audit")[0]["id"] == send_id("one")
+    assert notes(story.commands) == [("status", "routed")]
