@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from broker import garbage, metrics
 from broker.admin import Admin
 from broker.clock import Clock, SystemClock
-from broker.config import Config
+from broker.config import Config, load
 from broker.core.customer import context_of
 from broker.errors import LogUnavailable, Misconfigured
 from broker.gateway.app import Gateway, gateway_app
@@ -38,6 +38,7 @@ from broker.log.kafka import KafkaLog
 from broker.log.kafka_connection import connection
 from broker.log.kafka_topics import Topics
 from broker.receiver import Receiver, receiver_app
+from broker.reload import Reloader, Take
 from broker.sandbox.app import Sandbox
 from broker.sandbox.bots import SampleBots
 from broker.secrets import Secret
@@ -188,6 +189,7 @@ async def serve(
     process = _Process(config, roles)
     admin = Admin(admin_settings, process.vitals, process.clock, process.ready)
     async with AsyncExitStack() as stack:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, process.reloader.hurry)
         process.vitals.start()
         stack.push_async_callback(process.vitals.stop)
         with _port("admin.port", admin_settings.port):
@@ -225,10 +227,19 @@ class _Process:
         self.clock: Clock = SystemClock()
         self.rng: random.Random = random.SystemRandom()
         self.vitals = Vitals(self.clock)
+        self.reloader = Reloader(config, self._read, self.clock)
         self.ready: dict[str, Callable[[], str | None]] = {"process": lambda: None if self._started else "starting"}
         self._started = False
         self._sandbox: Sandbox | None = None
         self._addresses: list[str] = []
+
+    def _read(self) -> Config:
+        """Read the configuration anew and check it as at the start."""
+        if self.config.path is None:
+            return self.config
+        config = load(self.config.path)
+        rehearse(config)
+        return config
 
     async def start(self, stack: AsyncExitStack) -> None:
         """Start every part; each is stopped by the stack, last first."""
@@ -249,6 +260,8 @@ class _Process:
             await self._start_bots(stack, settings.sandbox)
         if roles.sandbox and settings.sandbox is not None:
             await self._start_sandbox(stack, settings.sandbox)
+        await self.reloader.start()
+        stack.push_async_callback(self.reloader.stop)
         self._started = True
 
     def greetings(self) -> list[str]:
@@ -266,15 +279,15 @@ class _Process:
             connector = Connector(guard_of(settings.connector))
             await connector.start()
             stack.push_async_callback(connector.stop)
-            secrets = config.sink_secrets()
-            targets = [Target(sink, secrets[sink.name]) for sink in settings.sinks]
-            delivery = DeliveryStage(engine, targets, connector, self.clock, self.rng)
+            delivery = DeliveryStage(engine, targets_of(config), connector, self.clock, self.rng)
             await delivery.start()
+            self.reloader.add(partial(_take_targets, delivery))
             started.append(delivery.stop)
             self._watch("delivery", delivery)
         if "customer" in self.roles.stages:
             customer = CustomerStage(engine, context_of(settings, config.media_secrets()), self.clock, self.rng)
             await customer.start()
+            self.reloader.add(partial(_take_context, customer))
             started.append(customer.stop)
             self._watch("customer", customer)
         if "sender" in self.roles.stages:
@@ -285,6 +298,7 @@ class _Process:
             stack.push_async_callback(graph.close)
             sender = SenderStage(engine, settings, config.number_tokens(), graph, self.clock, self.rng)
             await sender.start()
+            self.reloader.add(partial(_take_numbers, sender))
             started.append(sender.stop)
             self._watch("sender", sender)
 
@@ -293,6 +307,7 @@ class _Process:
         if self.roles.gateway:
             gateway = Gateway(settings, engine, self.clock, self.rng)
             await gateway.start()
+            self.reloader.add(partial(_take_keys, gateway))
             stack.push_async_callback(gateway.stop, self.roles.grace_s)
             port = gateway_app(gateway, settings, self.clock)
             with _port("gateway.port", settings.gateway.port):
@@ -303,6 +318,7 @@ class _Process:
         if self.roles.receiver:
             receiver = Receiver(settings, config.app_secrets(), config.verify_tokens(), engine, self.clock)
             await receiver.start()
+            self.reloader.add(partial(_take_secrets, receiver))
             stack.push_async_callback(receiver.stop, self.roles.grace_s)
             port = receiver_app(receiver, settings, self.clock)
             with _port("receiver.port", settings.receiver.port):
@@ -341,6 +357,35 @@ class _Process:
             return None
 
         self.ready[name] = why_not_ready
+
+
+def targets_of(config: Config) -> list[Target]:
+    """Return the sinks as they are delivered to. Raises `Misconfigured`."""
+    secrets = config.sink_secrets()
+    return [Target(sink, secrets[sink.name]) for sink in config.settings.sinks]
+
+
+# What each part takes of a configuration that changed: built first, which may fail, then put in force.
+
+
+def _take_targets(delivery: DeliveryStage, config: Config) -> Take:
+    return partial(delivery.use_targets, targets_of(config))
+
+
+def _take_context(customer: CustomerStage, config: Config) -> Take:
+    return partial(customer.adopt, context_of(config.settings))
+
+
+def _take_numbers(sender: SenderStage, config: Config) -> Take:
+    return partial(sender.use, config.settings.numbers, config.number_tokens())
+
+
+def _take_keys(gateway: Gateway, config: Config) -> Take:
+    return partial(gateway.use_keys, config.settings.keys)
+
+
+def _take_secrets(receiver: Receiver, config: Config) -> Take:
+    return partial(receiver.use_secrets, config.app_secrets(), config.verify_tokens())
 
 
 def _sample_bots(config: Config, settings: SandboxSettings, clock: Clock) -> SampleBots:

@@ -33,10 +33,25 @@ CONFIG_BYTES_MAX = 4 * 1024 * 1024
 class Config:
     """A checked configuration with its secrets read. Immutable; a reload makes another one."""
 
-    def __init__(self, settings: Settings, base: Path, secrets: Mapping[str, Secret]) -> None:
+    def __init__(self, settings: Settings, base: Path, secrets: Mapping[str, Secret], path: Path | None = None) -> None:
+        """`path`: the file it was read from, where it was one."""
         self.settings = settings
         self.base = base
+        self.path = path
         self._secrets = secrets
+
+    def files(self) -> list[Path]:
+        """Return every file it was made of: its own, and those of its secrets."""
+        own = [] if self.path is None else [self.path]
+        return own + [self.base / source.file for _, source in _sources(self.settings) if source.file]
+
+    def secret_paths(self) -> list[str]:
+        """Return the path of every setting that names a secret."""
+        return list(self._secrets)
+
+    def has(self, path: str, secret: Secret) -> bool:
+        """Whether a setting's path names this secret."""
+        return self._secrets.get(path) == secret
 
     def secret(self, path: str) -> Secret:
         """Return the secret that a setting's path names, e.g. `apps[0].secrets[1]`."""
@@ -83,7 +98,7 @@ def load(path: Path) -> Config:
         tree = tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Misconfigured(f"{path}: is not TOML: {error}") from None
-    return resolve(parse(tree), path.parent.resolve())
+    return resolve(parse(tree), path.parent.resolve(), path)
 
 
 def parse(tree: Mapping[str, Any]) -> Settings:
@@ -97,18 +112,18 @@ def parse(tree: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def resolve(settings: Settings, base: Path) -> Config:
+def resolve(settings: Settings, base: Path, path: Path | None = None) -> Config:
     """Read every secret the settings name. Raises `Misconfigured` with a line for each that cannot be read."""
     secrets: dict[str, Secret] = {}
     errors: list[str] = []
-    for path, source in _sources(settings):
+    for where, source in _sources(settings):
         try:
-            secrets[path] = read_secret(source, path, base)
+            secrets[where] = read_secret(source, where, base)
         except Misconfigured as error:
             errors.append(str(error))
     if errors:
         raise Misconfigured("\n".join(errors))
-    return Config(settings, base, secrets)
+    return Config(settings, base, secrets, path)
 
 
 def check(settings: Settings) -> Iterable[str]:

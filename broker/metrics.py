@@ -97,6 +97,10 @@ delivery_oldest_pending_timestamp = _gauge("delivery_oldest_pending_timestamp_se
 delivery_breaker_open = _gauge("delivery_breaker_open", "1 while the breaker is open", "endpoint")
 # The rest
 dead_letters = _counter("dead_letters_total", "Records set aside", "log", "reason")
+config_generation = _gauge("config_generation", "Configurations this process has had in force, the first included")
+config_reload_ok = _gauge("config_reload_ok", "1 while what was read last is in force; 0: it was refused, the one before stays")
+config_reloads = _counter("config_reloads_total", "Readings of a configuration that had changed", "result")
+config_info = _gauge("config_info", "1; short hash of the settings in force, the same wherever they are the same", "digest")
 build_info = _gauge("build_info", "1; facts about this process", "version", "revision", "python", "engine")
 # fmt: on
 
@@ -125,5 +129,7 @@ def prepare() -> None:
         send_attempts.labels(outcome)
     for change in ("stop", "resume"):
         consent_changes.labels(change)
+    for result in ("taken", "refused"):
+        config_reloads.labels(result)
     for by in ("status", "answer", "policy", "expired"):
         unknown_resolved.labels(by)

@@ -122,6 +122,12 @@ class DeliveryStage:
         """The (log, partition) pairs this process delivers."""
         return frozenset() if self._membership is None else self._membership.held()
 
+    def use_targets(self, targets: Sequence[Target]) -> None:
+        """Deliver to the same sinks in another way: from its next attempt on, each event goes where they say."""
+        self._targets = {deliveries(target.name): target for target in targets}
+        for partition in self._running:
+            partition.use(self._targets[partition.log])
+
     async def start(self) -> None:
         """Join the group. Raises what `LogEngine.follow` raises."""
         for log, target in self._targets.items():
@@ -199,6 +205,11 @@ class SinkPartition:
                 await self._turn()
         finally:
             await self._let_go()
+
+    def use(self, target: Target) -> None:
+        """Deliver to the sink in another way from now on."""
+        self.target = target
+        self._line.concurrency.bound(target.settings.in_flight_max)
 
     def oldest_at(self) -> int | None:
         """When the oldest record that is not done was appended (Unix ms); None when all that was read is done."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from math import inf
 
@@ -35,7 +35,7 @@ from broker.log.contract import SNAPSHOT, Draft, Entry, Lease, LeaseState, LogEn
 from broker.secrets import Secret
 from schemas.ledger import decode_ledger, encode_ledger
 from schemas.records import LANES, Lane, decode_digest, decode_sends, encode
-from schemas.settings import Settings
+from schemas.settings import Number, Settings
 from workers.graph import Graph, GraphCall, NotSent, PermitRefused, Unanswered
 from workers.supervisor import MALFORMED, POISON, Crashes, count_dead_letter, dead_letter, where
 from workers.turnstile import LOOK_S, Place, Turnstile
@@ -110,12 +110,7 @@ class SenderStage:
         self.graph = graph
         self.clock = clock
         self.rng = rng
-        self.places = {
-            number.phone_number_id: NumberPlace(
-                number.phone_number_id, number.waba_id, number.throughput_mps, number.slot
-            )
-            for number in settings.numbers
-        }
+        self.places = _places(settings.numbers)
         self.gates = Gates()
         self.crashes = Crashes(NAME)
         self.calls: dict[asyncio.Task[None], None] = {}
@@ -130,6 +125,11 @@ class SenderStage:
     def held(self) -> frozenset[tuple[str, int]]:
         """The slots this process owns."""
         return frozenset() if self._membership is None else self._membership.held()
+
+    def use(self, numbers: Sequence[Number], tokens: Mapping[str, Secret]) -> None:
+        """Send for the same numbers with other tokens from the next call on, and within other tiers within a second."""
+        self.tokens = tokens
+        self.places.update(_places(numbers))
 
     async def start(self) -> None:
         """Join the stage. Raises what `LogEngine.own` raises."""
@@ -201,6 +201,13 @@ class SenderStage:
             logger.error("a call's task crashed: %s", where(error))
 
 
+def _places(numbers: Sequence[Number]) -> dict[str, NumberPlace]:
+    return {
+        number.phone_number_id: NumberPlace(number.phone_number_id, number.waba_id, number.throughput_mps, number.slot)
+        for number in numbers
+    }
+
+
 class SlotOwner:
     """One slot under one lease."""
 
@@ -229,6 +236,7 @@ class SlotOwner:
         self._over = False
         self._doubts_shown = 0
         self._stops: dict[tuple[str, str], None] = {}
+        self._tiers = {name: stage.places[name].throughput_mps for name in self._slot.numbers}
         self._used = {name: metrics.throughput_used.labels(name, "out") for name in self._slot.numbers}
         self._used_in = {name: metrics.throughput_used.labels(name, "in") for name in self._slot.numbers}
 
@@ -615,10 +623,21 @@ class SlotOwner:
             if (now := self._clock.monotonic()) - self._ticked_at >= TICK_S:
                 self._ticked_at = now
                 self._show()
+                self._heed_tiers()
                 for number in self._slot.numbers.values():
                     if self._stage.retry_with_new_token(number):
                         self._wake.set()
             await asyncio.sleep(WATCH_S)
+
+    def _heed_tiers(self) -> None:
+        """Take a tier that was configured anew. What Meta said meanwhile gives way: an operator has spoken since."""
+        for name, number in self._slot.numbers.items():
+            tier_mps = self._stage.places[name].throughput_mps
+            if tier_mps != self._tiers[name]:
+                self._tiers[name] = tier_mps
+                number.window.set_throughput(tier_mps)
+                metrics.throughput_limit_mps.labels(name).set(tier_mps)
+                self._wake.set()
 
     def _look(self) -> None:
         for turnstile in self._turnstiles.values():

@@ -23,6 +23,12 @@ class Concurrency:
         self._doubles_to = self._limit_max
         self._halved_at: float | None = None
 
+    def bound(self, limit_max: int) -> None:
+        """Never allow more than this from now on."""
+        self._limit_max = float(limit_max)
+        self._limit = min(self._limit, self._limit_max)
+        self._doubles_to = min(self._doubles_to, self._limit_max)
+
     @property
     def limit(self) -> int:
         """How many requests may be under way."""

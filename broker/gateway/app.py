@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from aiohttp import web
@@ -66,6 +66,10 @@ class Gateway:
         self._requests = {result: metrics.gateway_requests.labels(result) for result in RESULTS}
         self._durations = {result: metrics.gateway_request_duration.labels(result) for result in RESULTS}
         self._backpressure = metrics.backpressure_active.labels("gateway")
+
+    def use_keys(self, keys: Sequence[BotKey]) -> None:
+        """Replace all keys at once; requests under way keep theirs."""
+        self._keys = Keys(keys)
 
     async def start(self) -> None:
         """Nothing runs by itself here: a gateway works when it is asked."""

@@ -251,6 +251,25 @@ async def test_a_dead_bot_leaves_the_other_sinks_alone_and_catches_up_in_order(w
     await until(committed(stage))
 
 
+async def test_a_sink_that_moved_gets_what_waits_at_its_new_place_with_its_new_secret(world: World) -> None:
+    """An operator mends a dead url without a restart: what failed there goes to the new one, in order."""
+    old, new = await world.bot(), await world.bot()
+    await old.stop()
+    stage = await world.deliver(target(old))
+    customers = [f"c{index}" for index in range(15)]
+    for customer in customers:
+        await world.append(customer, 0, 1, 2)
+    await until(lambda: metrics.delivery_breaker_open.labels("bot")._value.get() == 1)
+    moved = target(new)
+    stage.use_targets([Target(moved.settings, [Secret("another secret")])])
+    await until(lambda: len(new.taken()) == 45)
+    assert {customer: new.numbers(customer) for customer in customers} == {each: [0, 1, 2] for each in customers}
+    for seen in new.seen:
+        expected = hmac.new(b"another secret", seen.body, hashlib.sha256).hexdigest()
+        assert seen.headers["X-Hub-Signature-256"] == f"sha256={expected}"
+    await until(committed(stage))
+
+
 async def test_nothing_but_a_probe_is_attempted_while_the_breaker_is_open(world: World) -> None:
     """A sink that struggles is left alone; the probe is the oldest head, and another one when that fails."""
     up = False

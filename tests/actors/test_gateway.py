@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import random
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from msgspec.structs import replace
 
 from broker import metrics
 from broker.clock import SystemClock
@@ -191,6 +193,16 @@ async def test_an_unknown_key_is_an_invalid_token(port: Port, authorization: str
     assert error(answer)[:2] == (401, 190)
     assert count(metrics.gateway_requests, "unauthorized") == before + 1
     assert not await port.requests()
+
+
+async def test_keys_are_replaced_while_it_runs(port: Port) -> None:
+    """A leaked key is gone a second after it left the configuration, and its successor is there."""
+    before = settings().keys
+    assert (await port.send())[0] == 200
+    digest = hashlib.sha256(b"the next key").hexdigest()
+    port.gateway.use_keys([replace(before[0], sha256=digest)])
+    assert (await port.send())[0] == 401
+    assert (await port.send(key="the next key"))[0] == 200
 
 
 async def test_a_body_of_an_unknown_key_is_not_read(port: Port) -> None:

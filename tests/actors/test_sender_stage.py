@@ -652,6 +652,19 @@ async def test_a_dead_token_stops_its_number_until_there_is_another(rig: Rig, ca
     await eventually(lambda: sample("depesche_number_stopped", phone_number_id=NUMBER, reason="number") == 0)
 
 
+async def test_another_tier_and_another_token_are_taken_while_it_runs(rig: Rig, metas_second: float) -> None:
+    """Meta upgrades a number, a token is rotated: neither is worth a restart."""
+    stage = await rig.stage(settings(20))
+    tokens = {**rig.tokens, NUMBER: Secret("rotated")}
+    stage.use(settings(200).numbers, tokens)
+    await eventually(lambda: sample("depesche_throughput_limit_mps", phone_number_id=NUMBER) == 200)
+    began = asyncio.get_running_loop().time()
+    await rig.put(*(ready(f"a{n}", f"155500{n:05}") for n in range(100)))
+    await rig.reported(100)
+    assert asyncio.get_running_loop().time() - began < 4.0, "100 at 20 a second would take five"
+    assert {seen.headers["authorization"] for seen in rig.server.seen} == {"Bearer rotated"}
+
+
 @pytest.mark.usefixtures("quick_pairs")
 async def test_a_probe_whose_step_was_refused_does_not_keep_the_gate(rig: Rig) -> None:
     """Gates outlive a lease: a probe that never went out would hold a number for as long as the process lives."""

@@ -37,6 +37,22 @@ def test_trouble_halves_it_once_however_many_calls_it_fails() -> None:
     assert concurrency.limit == 16
 
 
+def test_another_bound_holds_at_once_and_is_grown_into() -> None:
+    """An operator who says fewer means now; one who says more means as the sink bears it."""
+    concurrency = Concurrency(64)
+    for _ in range(20):
+        full_round(concurrency)
+    concurrency.bound(5)
+    assert concurrency.limit == 5
+    full_round(concurrency)
+    assert concurrency.limit == 5
+    concurrency.bound(10)
+    assert concurrency.limit == 5
+    for _ in range(40):
+        full_round(concurrency)
+    assert concurrency.limit == 10
+
+
 def test_a_limit_nobody_reaches_does_not_grow() -> None:
     """An hour of single requests proves nothing about sixty-four."""
     concurrency = Concurrency(64)

@@ -1,0 +1,72 @@
+"""A running process takes another configuration, or says why not, and answers all the while."""
+
+from __future__ import annotations
+
+import re
+import signal
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomlkit
+
+from tests.flow.trial import Trial
+
+SEEN_S_MAX = 15.0
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Iterator[Trial]:
+    """A trial in an empty folder, not started."""
+    with Trial(tmp_path / "data") as one:
+        yield one
+
+
+def rewrite(trial: Trial, tree: dict[str, Any]) -> None:
+    """Put another configuration in the place of the present one."""
+    beside = trial.config.with_suffix(".new")
+    beside.write_text(tomlkit.dumps(tree))
+    beside.replace(trial.config)
+
+
+def metric(trial: Trial, name: str) -> float:
+    """Return a metric without labels."""
+    text = trial.call(trial.ports.admin, "GET", "/metrics")[1].decode()
+    found = re.search(rf"^depesche_{name} (\S+)$", text, re.MULTILINE)
+    assert found is not None, name
+    return float(found[1])
+
+
+def test_routes_are_taken_without_a_restart_and_a_wrong_file_changes_nothing(trial: Trial) -> None:
+    """An operator edits a file: by itself or by a signal it is in force, whole, or refused with the setting's name."""
+    trial.start_and_wait()
+    tree = tomllib.loads(trial.config.read_text())
+    assert (metric(trial, "config_generation"), metric(trial, "config_reload_ok")) == (1, 1)
+
+    reply = {"name": "news", "when": {"keywords": ["news"]}, "then": {"reply": {"text": "Nothing new.", "every_s": 60}}}
+    right = {**tree, "routes": [reply, *tree["routes"]]}
+    rewrite(trial, right)
+    trial.until(lambda: metric(trial, "config_generation") == 2, SEEN_S_MAX)
+    trial.write("any news?")
+    bubbles = trial.until(trial.answers, SEEN_S_MAX)
+    assert bubbles[0]["body"] == {"body": "Nothing new."}
+
+    rewrite(trial, {**right, "routes": tree["routes"], "log": {**tree["log"], "slots": 16}})
+    assert trial.process is not None
+    trial.process.send_signal(signal.SIGHUP)
+    trial.until(lambda: metric(trial, "config_reload_ok") == 0, SEEN_S_MAX)
+    assert "log.slots = 16, was 8: takes a restart; nothing of this configuration is in force" in trial.said()
+    assert metric(trial, "config_generation") == 2
+    trial.write("hello")
+    answered = trial.until(lambda: bubbles if len(bubbles := trial.answers()) == 2 else None, SEEN_S_MAX)
+    assert "sample assistant" in answered[1]["body"]["body"]["text"]
+
+    rewrite(trial, right)
+    trial.process.send_signal(signal.SIGHUP)
+    trial.until(lambda: metric(trial, "config_reload_ok") == 1, SEEN_S_MAX)
+    assert metric(trial, "config_generation") == 2, "it is what was in force all the while"
+    trial.interrupt()
+    assert trial.ended()[0] == 0
+    assert "Traceback" not in trial.said()
