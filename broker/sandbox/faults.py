@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import Struct
 
 from broker.clock import Clock
+from broker.sandbox.errors import ERRORS
 
 FaultName = Literal[
     "slow",
@@ -29,6 +30,7 @@ FaultName = Literal[
     "answer_2",
     "answer_4",
     "answer_80007",
+    "answer",
     "duplicate",
     "reorder_customers",
     "reorder_statuses",
@@ -53,6 +55,7 @@ FAULTS: dict[FaultName, str] = {
     "answer_2": "temporary error; a `share` of the messages was accepted all the same",
     "answer_4": "refused: the app makes too many calls",
     "answer_80007": "refused: the account makes too many calls",
+    "answer": "any error of Meta's table, by its `code`; of one that leaves doubt a `share` was accepted",
     "duplicate": "a webhook comes again within `ms`, though it was answered with 200",
     "reorder_customers": "all webhooks of a customer wait up to `ms`, in their order: customers overtake each other",
     "reorder_statuses": "a status waits up to `ms`: delivered overtakes sent",
@@ -80,11 +83,15 @@ ANSWERS: dict[FaultName, int] = {
     name: int(name.removeprefix("answer_")) for name in FAULTS if name.startswith("answer_")
 }
 
+LEAVES_DOUBT = frozenset({1, 2, 131000, 131016, 133004})
+"""Codes after which nobody knows whether the message was accepted. Source: Meta Cloud API, "Error codes"."""
+
 
 class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     """One fault as it is switched on. `rate` 0 … 1 of the occasions; `number` limits it to one business number.
 
-    `share`: of the messages answered with an error, how many were accepted all the same. `items`: of a batch.
+    `share`: of the messages answered with an error that leaves doubt, how many were accepted all the same. `items`: of
+    a batch. `code` and `subcode`: of `answer`. `times`: it strikes so often and is over then; 0 is for ever.
     """
 
     rate: float = 1.0
@@ -92,6 +99,9 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     ms: int = 0
     share: float = 0.5
     items: int = 1_000
+    code: int = 0
+    subcode: int = 0
+    times: int = 0
 
 
 class Latency(Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,7 +120,8 @@ class Faults:
     def __init__(self, rng: Random, latency: Latency | None = None) -> None:
         self._rng = rng
         self.latency = latency or Latency()
-        self._on: dict[FaultName, Fault] = {}
+        self._on: dict[FaultName, dict[str, Fault]] = {}
+        self._left: dict[tuple[FaultName, str], int] = {}
         self.struck: dict[str, int] = dict.fromkeys([*FAULTS, "freeze", "token_revoked", "webhook_refused"], 0)
         self.frozen_until = float("-inf")
         """Monotonic seconds until which the platform is silent."""
@@ -119,43 +130,62 @@ class Faults:
         self._thawed = asyncio.Event()
 
     def set(self, name: FaultName, fault: Fault) -> None:
-        """Switch a fault on, or off with a rate of 0. Raises ValueError for what is no fault or no rate."""
+        """Switch a fault on for its number, or for all that have none of their own. With a rate of 0 it goes off: for
+        its number, without one for every number. Raises ValueError for what is no fault, no rate, no code."""
         if name not in FAULTS:
             raise ValueError(f"{name}: is no fault; there are {', '.join(FAULTS)}")
         if not 0 <= fault.rate <= 1 or not 0 <= fault.share <= 1 or fault.ms < 0 or not 1 <= fault.items <= 1_000:
             raise ValueError(f"{name}: rate and share lie in 0 … 1, ms is not negative, items lie in 1 … 1000")
-        if fault.rate == 0:
+        if fault.times < 0:
+            raise ValueError(f"{name}: times is not negative")
+        if name == "answer" and fault.rate and fault.code not in ERRORS:
+            raise ValueError(f"{name}: code {fault.code} stands in no table of Meta's")
+        if fault.rate == 0 and not fault.number:
             self._on.pop(name, None)
+        elif fault.rate == 0:
+            self._on.get(name, {}).pop(fault.number, None)
         else:
-            self._on[name] = fault
+            self._on.setdefault(name, {})[fault.number] = fault
+            self._left[name, fault.number] = fault.times
 
     def clear(self) -> None:
         """Switch every fault off and thaw. Counters stay."""
         self._on.clear()
+        self._left.clear()
         self.revoked.clear()
         self.frozen_until = float("-inf")
         self._thawed.set()
 
-    def on(self) -> dict[FaultName, Fault]:
-        """Return what is switched on."""
-        return dict(self._on)
+    def on(self) -> dict[str, Fault]:
+        """Return what is switched on: by its name, with the number where it is limited to one."""
+        return {
+            f"{name} {number}".strip(): fault for name, faults in self._on.items() for number, fault in faults.items()
+        }
 
     def strikes(self, name: FaultName, number: str) -> Fault | None:
         """Draw: return the fault if it strikes now, and count it."""
-        fault = self._on.get(name)
-        if fault is None or (fault.number and fault.number != number):
+        faults = self._on.get(name)
+        if not faults:
+            return None
+        fault = faults.get(number) or faults.get("")
+        if fault is None:
             return None
         if fault.rate < 1 and self._rng.random() >= fault.rate:
             return None
+        if fault.times:
+            self._left[name, fault.number] -= 1
+            if not self._left[name, fault.number]:
+                del faults[fault.number]
         self.struck[name] += 1
         return fault
 
-    def answers(self, number: str) -> tuple[int, bool] | None:
-        """Draw among the error answers: return the code and whether the message is accepted all the same."""
+    def answers(self, number: str) -> tuple[int, int, bool] | None:
+        """Draw among the error answers: return code and subcode, and whether the message is accepted all the same."""
+        if fault := self.strikes("answer", number):
+            return fault.code, fault.subcode, fault.code in LEAVES_DOUBT and self._rng.random() < fault.share
         for name, code in ANSWERS.items():
             if name in self._on and (fault := self.strikes(name, number)):
-                accepted = code in (1, 2, 131000, 131016) and self._rng.random() < fault.share
-                return code, accepted
+                return code, 0, code in LEAVES_DOUBT and self._rng.random() < fault.share
         return None
 
     def freeze(self, now: float, seconds: float) -> None:

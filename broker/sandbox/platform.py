@@ -21,6 +21,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from broker.clock import Clock
+from broker.sandbox.errors import ERRORS
 from broker.sandbox.faults import GIVES_UP_ANSWER_S, Faults
 from broker.sandbox.journal import (
     Called,
@@ -40,7 +41,7 @@ from broker.sandbox.payload import Outgoing, read
 from broker.sandbox.people import People, Person
 from broker.sandbox.postbox import Postage, Postbox, Poster
 from broker.sandbox.shapes import (
-    ERRORS,
+    NOT_FOUND,
     Answer,
     GraphError,
     Json,
@@ -280,12 +281,13 @@ class Platform:
             self._note(path, raw, number=pnid, fault="error_before", http=502)
             return BAD_GATEWAY
         if (lie := self.faults.answers(pnid)) is not None:
-            code, accepted = lie
-            answer = self._refused(GraphError(code))
+            code, subcode, accepted = lie
+            error = GraphError(code, subcode=subcode)
+            answer = self._refused(error)
             if accepted:
                 self._decide(number, path, raw, marketing=marketing, fault=f"answer_{code}", told=answer)
             else:
-                self._note(path, raw, number=pnid, fault=f"answer_{code}", refusal=GraphError(code))
+                self._note(path, raw, number=pnid, fault=f"answer_{code}", refusal=error)
             return await self._answered(pnid, answer)
         fault = ""
         if self.faults.strikes("lost_answer", pnid):
@@ -351,7 +353,7 @@ class Platform:
         verdict = self._verdict(number, called, raw, now, at, marketing=marketing)
         if isinstance(verdict, GraphError):
             truth = self._refused(verdict)
-            called.code = _code(verdict)
+            called.code = verdict.code
         else:
             truth = self._json(200, verdict)
         shown = truth if told is None else told
@@ -821,7 +823,7 @@ class Platform:
             fault=fault,
             answered=refusal is not None or http != 0,
             http=ERRORS[refusal.code].status if refusal else http,
-            code=_code(refusal) if refusal else 0,
+            code=refusal.code if refusal else 0,
         )
         try:
             outgoing = read(json.loads(raw))
@@ -968,13 +970,10 @@ def send_of(opaque: str | None) -> str:
     return opaque
 
 
-def _code(error: GraphError) -> int:
-    return 100 if error.code == 33 else error.code
-
-
 def _not_found(node: str, method: str = "POST") -> GraphError:
     return GraphError(
-        33,
+        100,
+        subcode=NOT_FOUND,
         message=f"Unsupported {method.lower()} request. Object with ID '{node}' does not exist, cannot be loaded due "
         "to missing permissions, or does not support this operation.",
     )

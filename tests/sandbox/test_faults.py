@@ -9,11 +9,12 @@ from random import Random
 
 import pytest
 
+from broker.sandbox.errors import ERRORS
 from broker.sandbox.faults import FAULTS, Fault, FaultName, Faults
 from broker.sandbox.journal import Called
 from broker.sandbox.platform import ConnectionCut
 from broker.sandbox.postbox import POST_BYTES_MAX, Postage
-from tests.sandbox.rig import ADA, CLEO, LEO, NUMBER, Rig, code_of, play, text_to
+from tests.sandbox.rig import ADA, CLEO, LEO, NUMBER, Rig, body_of, code_of, play, text_to
 
 
 def test_a_rate_is_kept_and_a_seed_repeats_it() -> None:
@@ -40,10 +41,52 @@ def test_a_fault_may_be_limited_to_one_number() -> None:
     assert faults.struck["delay"] == 1
 
 
-@pytest.mark.parametrize("fault", [Fault(rate=1.5), Fault(rate=-1), Fault(ms=-1), Fault(items=0), Fault(share=2)])
+def test_a_number_may_have_a_fault_of_its_own_and_a_fault_its_count() -> None:
+    """A test of many numbers sets each its own error; one that is over must not strike again."""
+    faults = Faults(Random(1))
+    faults.set("answer", Fault(code=131048))
+    faults.set("answer", Fault(code=100, subcode=33, number=NUMBER, times=2))
+    assert [faults.answers(NUMBER) for _ in range(3)] == [(100, 33, False), (100, 33, False), (131048, 0, False)]
+    assert faults.answers("another") == (131048, 0, False)
+    assert list(faults.on()) == ["answer"]
+    faults.set("answer", Fault(code=368, number=NUMBER))
+    assert faults.on().keys() == {"answer", f"answer {NUMBER}"}
+    faults.set("answer", Fault(rate=0, number=NUMBER))
+    assert faults.answers(NUMBER) == (131048, 0, False)
+    faults.set("answer", Fault(rate=0))
+    assert faults.answers(NUMBER) is None
+    assert faults.struck["answer"] == 5
+
+
+@pytest.mark.parametrize("code", sorted(ERRORS))
+def test_every_error_of_metas_table_can_be_asked_for(code: int) -> None:
+    """In Meta's shape: an integer code, a type, a message that names the code where Graph's does, a trace."""
+
+    async def scene(rig: Rig) -> None:
+        rig.faults.set("answer", Fault(code=code, share=0))
+        answer = await rig.call(text_to(ADA.wa_id))
+        error = body_of(answer)["error"]
+        assert (answer.status, error["code"]) == (ERRORS[code].status, code)
+        assert error["message"].startswith(f"(#{code}) " if ERRORS[code].prefixed else ERRORS[code].title)
+        assert error["type"] == ERRORS[code].type
+        assert len(error["fbtrace_id"]) == 23
+        assert [(called.code, called.accepted) for called in rig.entries(Called)] == [(code, False)]
+
+    play(scene)
+
+
+def test_an_error_in_no_table_cannot_be_asked_for() -> None:
+    """A typo must not become a code nobody has ever seen."""
+    with pytest.raises(ValueError, match="131999"):
+        Faults(Random(1)).set("answer", Fault(code=131999))
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(times=-1), Fault(rate=1.5), Fault(rate=-1), Fault(ms=-1), Fault(items=0), Fault(share=2)]
+)
 def test_a_fault_that_cannot_be_is_refused(fault: Fault) -> None:
     """A typo in a fault is an error, not a quiet sandbox."""
-    with pytest.raises(ValueError, match="rate"):
+    with pytest.raises(ValueError, match=r"rate|times"):
         Faults(Random(1)).set("delay", fault)
 
 
