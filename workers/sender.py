@@ -77,9 +77,6 @@ APPEND_AGAIN_S = (0.1, 0.5, 1.0, 2.0)
 LATE_REPORT_S_MAX = 60.0
 """How long a call that outlived its lease tries to report: its successor said "in doubt" long before."""
 
-STOPPABLE = (Scope.APP, Scope.WABA, Scope.NUMBER, Scope.INITIATED)
-"""Scopes whose stop concerns a number; values of the label `reason` of its metric."""
-
 STEP_KEY = b"step"
 LANE_OF_LOG: dict[str, Lane] = {sends(lane): lane for lane in LANES}
 
@@ -169,9 +166,11 @@ class SenderStage:
 
     def retry_with_new_token(self, number: NumberSender) -> bool:
         """Let a stopped number try at once when its token is another one than the one it was stopped with."""
+        if not len(self.gates):
+            return False
         phone_number_id = number.phone_number_id
-        door = number.doors_of(Scope.NUMBER)
-        gate = self.gates.closed().get(door)
+        door = number.door
+        gate = self.gates.at(door)
         used, present = self._tokens_used.get(phone_number_id), self.tokens.get(phone_number_id)
         if gate is None or not gate.is_stop or present is None or present == used:
             return False
@@ -181,7 +180,10 @@ class SenderStage:
 
     def say_changes(self) -> None:
         """Tell operators which gates closed and opened. A gate may concern numbers of several slots."""
-        for door, gate in self.gates.changes():
+        changes = self.gates.changes()
+        if changes:
+            self._show_templates()
+        for door, gate in changes:
             what = f"{door.scope.value} {door.name}".strip()
             if gate is None:
                 logger.warning("sends of %s go on", what)
@@ -189,6 +191,16 @@ class SenderStage:
                 rest_s = max(0.0, gate.until - self.clock.monotonic())
                 verb = "stop" if gate.is_stop else "rest"
                 logger.warning("sends of %s %s for %.0f s: %s", what, verb, rest_s, gate.why)
+
+    def _show_templates(self) -> None:
+        """Count each account's templates that do not go out; their names are in the log."""
+        counts = dict.fromkeys({place.waba_id: None for place in self.places.values()}, 0)
+        for door in self.gates.closed():
+            if door.scope is Scope.TEMPLATE:
+                waba_id = door.name.partition("/")[0]
+                counts[waba_id] = counts.get(waba_id, 0) + 1
+        for waba_id, count in counts.items():
+            metrics.templates_stopped.labels(waba_id).set(count)
 
     async def _run(self, lease: Lease) -> None:
         ends = await self.engine.ends(TRAFFIC)
@@ -237,6 +249,7 @@ class SlotOwner:
         self._doubts_shown = 0
         self._stops: dict[tuple[str, str], None] = {}
         self._tiers = {name: stage.places[name].throughput_mps for name in self._slot.numbers}
+        self._gates_shown = -1
         self._used = {name: metrics.throughput_used.labels(name, "out") for name in self._slot.numbers}
         self._used_in = {name: metrics.throughput_used.labels(name, "in") for name in self._slot.numbers}
 
@@ -440,12 +453,14 @@ class SlotOwner:
         metrics.sends_unknown.inc(self._slot.doubts - self._doubts_shown)
         self._doubts_shown = self._slot.doubts
         self._stage.say_changes()
-        closed = self._stage.gates.closed() if len(self._stage.gates) else {}
+        if self._gates_shown == self._stage.gates.version:
+            return
+        self._gates_shown = self._stage.gates.version
         stops = {
-            (name, scope.value): None
+            (name, what): None
             for name, number in self._slot.numbers.items()
-            for scope in STOPPABLE
-            if (gate := closed.get(number.doors_of(scope))) is not None and gate.is_stop
+            for what, gate in number.stops()
+            if gate.is_stop
         }
         for label in (*self._stops, *stops):
             metrics.number_stopped.labels(*label).set(1 if label in stops else 0)
@@ -548,7 +563,7 @@ class SlotOwner:
         attempt = {"accepted": "accepted", "in_doubt": "unknown", "throttled": "throttled"}.get(outcome, "refused")
         metrics.send_attempts.labels(attempt).inc()
         if verdict.code:
-            metrics.graph_errors.labels(str(verdict.code) if verdict.known else "other").inc()
+            metrics.graph_errors.labels(str(verdict.code) if verdict.known else "other", verdict.kind).inc()
 
     # Reports
 

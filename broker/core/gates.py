@@ -1,8 +1,9 @@
-"""What rests because Meta said so: an app, an account, a number, what a business begins, a template. Half-open ends it.
+"""What rests because Meta said so: an app, an account, a number or one of its lanes, a template. Half-open ends it.
 
 A gate is closed for a time that doubles with each repetition. When the time is over it lets one send through, the
 probe, and what comes of that decides: it opens, or closes for longer. So a number with a dead token costs one call a
-minute, and four hundred answers that say the same close it once.
+minute, and four hundred answers that say the same close it once. What stands before a closed gate waits, unless the
+gate `refuses`: then Meta's own refusal is what it gets, without a call.
 """
 
 from __future__ import annotations
@@ -16,11 +17,19 @@ from broker.core.outcome import Scope
 
 
 class Door(NamedTuple):
-    """What a gate stands before: a scope, and whose (a phone_number_id, WABA id, "<number>/<template>", "" for the
-    app)."""
+    """What a gate stands before: a scope, and whose (a phone_number_id, a WABA id, "<number>/<lane>",
+    "<WABA>/<template>/<language>", "" for the app)."""
 
     scope: Scope
     name: str
+
+
+class Refusal(NamedTuple):
+    """Why a send is not sent, in Meta's words."""
+
+    code: int
+    title: str
+    details: str
 
 
 class Gate(Struct):
@@ -30,6 +39,7 @@ class Gate(Struct):
     strikes: int
     why: str
     is_stop: bool
+    refuses: Refusal | None = None
     probe: str = ""
     """The send that is trying it, "" when none is."""
 
@@ -40,11 +50,23 @@ class Gates:
     def __init__(self) -> None:
         self._gates: dict[Door, Gate] = {}
         self._changes: list[tuple[Door, Gate | None]] = []
+        self.version = 0
+        """Grows whenever a gate closes, changes or opens: who shows them looks only then."""
 
     def __len__(self) -> int:
         return len(self._gates)
 
-    def close(self, door: Door, now: float, wait_s: float, wait_s_max: float, why: str, *, is_stop: bool) -> bool:
+    def close(
+        self,
+        door: Door,
+        now: float,
+        wait_s: float,
+        wait_s_max: float,
+        why: str,
+        *,
+        is_stop: bool,
+        refuses: Refusal | None = None,
+    ) -> bool:
         """Close a gate, for longer each time in a row. Return whether this was news: answers of calls that were under
         way when it closed are none."""
         gate = self._gates.get(door)
@@ -52,9 +74,29 @@ class Gates:
             return False
         strikes = 0 if gate is None else gate.strikes + 1
         until = now + min(wait_s_max, wait_s * 2.0 ** min(strikes, 20))
-        self._gates[door] = Gate(until, strikes, why, is_stop)
-        self._changes.append((door, self._gates[door]))
+        self._put(door, Gate(until, strikes, why, is_stop, refuses))
         return True
+
+    def shut(self, door: Door, until: float, why: str, *, refuses: Refusal | None = None) -> None:
+        """Close a gate because Meta announced it, not because of an answer: at least until then. Said again, or of one
+        that is closed for longer, it changes the reason alone."""
+        gate = self._gates.get(door)
+        if gate is None:
+            self._put(door, Gate(until, 0, why, True, refuses))
+        elif until > gate.until or (why, refuses) != (gate.why, gate.refuses):
+            self._put(door, Gate(max(until, gate.until), gate.strikes, why, True, refuses, gate.probe))
+
+    def open(self, door: Door) -> bool:
+        """Open a gate because Meta said so. Return whether it was closed."""
+        if self._gates.pop(door, None) is None:
+            return False
+        self._note(door, None)
+        return True
+
+    def refusal(self, door: Door, now: float) -> Refusal | None:
+        """Return what a closed gate answers instead of letting wait. None when it is open, waits, or may be tried."""
+        gate = self._gates.get(door)
+        return gate.refuses if gate is not None and now < gate.until else None
 
     def admits(self, doors: Iterable[Door], now: float, send_id: str) -> bool:
         """Whether this send may pass all these gates: they are open, or it is their probe, or can be."""
@@ -92,7 +134,7 @@ class Gates:
             gate.probe = ""
             if passed:
                 del self._gates[door]
-                self._changes.append((door, None))
+                self._note(door, None)
                 opened.append(door)
         return opened
 
@@ -102,10 +144,22 @@ class Gates:
         if gate is not None:
             gate.until = min(gate.until, now)
 
+    def _put(self, door: Door, gate: Gate) -> None:
+        self._gates[door] = gate
+        self._note(door, gate)
+
+    def _note(self, door: Door, gate: Gate | None) -> None:
+        self._changes.append((door, gate))
+        self.version += 1
+
     def changes(self) -> list[tuple[Door, Gate | None]]:
         """Return, and forget, which gates closed (again) or opened (None) since the last time, for operators."""
         changes, self._changes = self._changes, []
         return changes
+
+    def at(self, door: Door) -> Gate | None:
+        """Return the gate at a door, None when it is open."""
+        return self._gates.get(door)
 
     def closed(self) -> dict[Door, Gate]:
         """Return every gate that is not open, for operators."""

@@ -28,6 +28,8 @@ class Scope(Enum):
     """This number and this customer."""
     TEMPLATE = "template"
     """This template."""
+    LANE = "lane"
+    """This number's lane it came for, and the less urgent ones: of a campaign's send the campaigns alone."""
     INITIATED = "initiated"
     """What the business begins: this number's transactional and campaign lanes. Replies go on."""
     NUMBER = "number"
@@ -35,15 +37,23 @@ class Scope(Enum):
     APP = "app"
 
 
+Kind = Literal["request", "recipient", "window", "throttle", "retry", "auth", "account", "unknown"]
+"""Whose turn it is: the sender of the request, nobody (this recipient cannot have it), the customer (who must write
+first, or a template must go), time (a limit; a fault that passes), whoever keeps the token, whoever keeps the account
+with Meta, and nobody knows. Counted with each code, so that an alert finds the right people."""
+
+
 class Rule(Struct, frozen=True):
     """What one code means for a send.
 
     `wait_s`: how long what `scope` names rests; it doubles with every repetition up to `wait_s_max`. `tries_max`: a
-    throttle of one send that goes on so often is a refusal. `says`: why, for operators and for the sender.
+    throttle of one send that goes on so often is a refusal. `says`: why, for operators and for the sender. A refusal
+    with a wait is one of everything in its scope: for so long no more calls are made to hear the same.
     """
 
     outcome: Outcome
     says: str
+    kind: Kind
     scope: Scope = Scope.SEND
     wait_s: float = 0.0
     wait_s_max: float = 0.0
@@ -67,6 +77,7 @@ class Verdict(Struct, frozen=True):
     title: str = ""
     details: str = ""
     says: str = ""
+    kind: Kind = "unknown"
     known: bool = True
     trace_id: str = ""
     wamid: str = ""
@@ -91,24 +102,30 @@ NOT_FOUND = 33
 """Subcode of code 100 when the number or the right to it is gone."""
 
 
-def _refused(says: str) -> Rule:
-    return Rule("refused", says)
+def _refused(says: str, kind: Kind = "request") -> Rule:
+    return Rule("refused", says, kind)
 
 
-def _stopped(scope: Scope, says: str) -> Rule:
-    return Rule("stopped", says, scope, PROBE_S, PROBE_S)
+def _without(says: str, wait_s: float, wait_s_max: float) -> Rule:
+    return Rule("refused", says, "request", Scope.TEMPLATE, wait_s, wait_s_max)
 
 
-def _throttled(scope: Scope, says: str, wait_s: float, wait_s_max: float) -> Rule:
-    return Rule("throttled", says, scope, wait_s, wait_s_max)
+def _stopped(
+    scope: Scope, says: str, kind: Kind = "auth", wait_s: float = PROBE_S, wait_s_max: float = PROBE_S
+) -> Rule:
+    return Rule("stopped", says, kind, scope, wait_s, wait_s_max)
+
+
+def _throttled(scope: Scope, says: str, wait_s: float, wait_s_max: float, kind: Kind = "throttle") -> Rule:
+    return Rule("throttled", says, kind, scope, wait_s, wait_s_max)
 
 
 def _again(says: str, wait_s: float, tries_max: int) -> Rule:
-    return Rule("throttled", says, Scope.SEND, wait_s, wait_s * 4, tries_max)
+    return Rule("throttled", says, "retry", Scope.SEND, wait_s, wait_s * 4, tries_max)
 
 
 def _doubtful(says: str) -> Rule:
-    return Rule("in_doubt", says)
+    return Rule("in_doubt", says, "unknown")
 
 
 # fmt: off
@@ -121,16 +138,16 @@ BY_CODE: dict[int, Rule] = {
     104:     _stopped(Scope.NUMBER, "the token is missing or not proven"),
     190:     _stopped(Scope.NUMBER, "the token has expired or is invalid"),
     131005:  _stopped(Scope.NUMBER, "access denied"),
-    368:     _stopped(Scope.WABA, "blocked for a policy violation"),
-    130497:  _refused("the account may not message this country"),
-    131031:  _stopped(Scope.WABA, "the account is locked"),
-    131037:  _stopped(Scope.NUMBER, "the display name is not approved"),
-    131042:  _stopped(Scope.INITIATED, "the account has a payment problem"),
-    131044:  _refused("the account has a payment problem with calls"),
-    131045:  _stopped(Scope.NUMBER, "the number's registration is at fault"),
-    133010:  _stopped(Scope.NUMBER, "the number is not registered"),
-    134011:  _refused("the payments terms are not accepted"),
-    33:      _stopped(Scope.NUMBER, "the number was deleted"),
+    368:     _stopped(Scope.WABA, "blocked for a policy violation", "account"),
+    130497:  _refused("the account may not message this country", "recipient"),
+    131031:  _stopped(Scope.WABA, "the account is locked", "account"),
+    131037:  _stopped(Scope.NUMBER, "the display name is not approved", "account"),
+    131042:  _stopped(Scope.INITIATED, "the account has a payment problem", "account"),
+    131044:  _refused("the account has a payment problem with calls", "account"),
+    131045:  _stopped(Scope.NUMBER, "the number's registration is at fault", "account"),
+    133010:  _stopped(Scope.NUMBER, "the number is not registered", "account"),
+    134011:  _refused("the payments terms are not accepted", "account"),
+    33:      _stopped(Scope.NUMBER, "the number was deleted", "account"),
     # 6.2 Throttling
     4:       _throttled(Scope.APP, "the app made too many calls", 60, 3_600),
     17:      _throttled(Scope.APP, "Graph's rate limit of the user", 60, 3_600),
@@ -140,38 +157,38 @@ BY_CODE: dict[int, Rule] = {
     80007:   _throttled(Scope.WABA, "the account made too many calls", 60, 3_600),
     80008:   _throttled(Scope.WABA, "the account made too many calls", 60, 3_600),
     130429:  _throttled(Scope.NUMBER, "the number's throughput is reached", 0.5, 2),
-    131048:  _throttled(Scope.INITIATED, "too many of the number's messages were reported as spam", 1_800, 6 * 3_600),
+    131048:  _stopped(Scope.LANE, "customers reported messages of the number as spam", "throttle", 1_800, 21_600),
     131056:  _throttled(Scope.PAIR, "too many messages from this number to this customer", 1, 256),
-    131064:  _throttled(Scope.INITIATED, "the account misused template categories", 1_800, 6 * 3_600),
+    131064:  _stopped(Scope.LANE, "the account misused template categories", "throttle", 1_800, 21_600),
     131208:  _throttled(Scope.PAIR, "too many operations on groups", 60, 600),
-    131214:  _refused("the creation of groups is suspended"),
+    131214:  _refused("the creation of groups is suspended", "throttle"),
     132069:  _throttled(Scope.TEMPLATE, "the flow is throttled", 3_600, 3_600),
-    133016:  _stopped(Scope.NUMBER, "too many attempts to register"),
-    133008:  _stopped(Scope.NUMBER, "too many guesses of the PIN"),
-    133009:  _stopped(Scope.NUMBER, "PINs were guessed too fast"),
-    133015:  _stopped(Scope.NUMBER, "the number was deleted a moment ago"),
+    133016:  _stopped(Scope.NUMBER, "too many attempts to register", "throttle"),
+    133008:  _stopped(Scope.NUMBER, "too many guesses of the PIN", "throttle"),
+    133009:  _stopped(Scope.NUMBER, "PINs were guessed too fast", "throttle"),
+    133015:  _stopped(Scope.NUMBER, "the number was deleted a moment ago", "throttle"),
     # 6.3 Platform failures
     1:       _doubtful("unknown error"),
     2:       _doubtful("temporary error"),
     131000:  _doubtful("something went wrong"),
     131016:  _doubtful("the service is unavailable"),
-    131057:  _throttled(Scope.NUMBER, "the number is in maintenance", 15, 60),
+    131057:  _throttled(Scope.NUMBER, "the number is in maintenance", 15, 60, "retry"),
     133004:  _doubtful("the server is temporarily unavailable"),
     135000:  _refused("generic error"),
-    2494100: _throttled(Scope.NUMBER, "the number is in maintenance", 60, 600),
+    2494100: _throttled(Scope.NUMBER, "the number is in maintenance", 60, 600, "retry"),
     131059:  _refused("bad cursor"),
     # 6.4 Recipient and window
-    130403:  _refused("the business blocked this user"),
-    130472:  _refused("the user is part of an experiment"),
-    131021:  _refused("the recipient is the sender"),
-    131026:  _refused("undeliverable"),
-    131030:  _refused("the recipient is not in the test number's list"),
-    131047:  _refused("the customer service window is closed"),
-    131049:  _refused("Meta chose not to deliver, to keep the user engaged"),
-    131050:  _refused("the user stopped marketing messages"),
+    130403:  _refused("the business blocked this user", "recipient"),
+    130472:  _refused("the user is part of an experiment", "recipient"),
+    131021:  _refused("the recipient is the sender", "recipient"),
+    131026:  _refused("undeliverable", "recipient"),
+    131030:  _refused("the recipient is not in the test number's list", "recipient"),
+    131047:  _refused("the customer service window is closed", "window"),
+    131049:  _refused("Meta chose not to deliver, to keep the user engaged", "recipient"),
+    131050:  _refused("the user stopped marketing messages", "recipient"),
     131060:  _refused("the message is unavailable"),
     131062:  _refused("this message needs the recipient's phone number"),
-    137000:  _refused("the user's identity key changed"),
+    137000:  _refused("the user's identity key changed", "recipient"),
     # 6.5 Request and template
     100:     _refused("invalid parameter"),
     131008:  _refused("a required parameter is missing"),
@@ -187,20 +204,21 @@ BY_CODE: dict[int, Rule] = {
     132007:  _refused("the template violates the content policy"),
     132012:  _refused("the format of a template parameter does not match"),
     132015:  _throttled(Scope.TEMPLATE, "the template is paused", 600, 3_600),
-    132016:  _refused("the template is disabled"),
+    132016:  _without("the template is disabled", 3_600, 21_600),
     132018:  _refused("the template did not pass validation"),
     132068:  _refused("the flow is blocked"),
     134100:  _refused("only marketing is allowed on this endpoint"),
-    134101:  _throttled(Scope.TEMPLATE, "the template is still being synchronised", 600, 600),
+    134101:  _throttled(Scope.TEMPLATE, "the template is still being synchronised", 600, 600, "retry"),
     134102:  _refused("the template is not available on this endpoint"),
     2388019: _refused("too many templates"),
     # 6.6 Groups, calls, blocking, registration, sync
-    131020:  _refused("the group has one member"),
-    131041:  _refused("the group is unknown or does not have this number"),
+    130501:  _refused("unsupported message type in a group"),
+    131020:  _refused("the group has one member", "recipient"),
+    131041:  _refused("the group is unknown or does not have this number", "recipient"),
     131201:  _refused("partial success"),
     131202:  _refused("a participant is named twice"),
     131204:  _refused("too many participants"),
-    131207:  _refused("the group is suspended"),
+    131207:  _refused("the group is suspended", "recipient"),
     131209:  _refused("the group's picture has the wrong shape"),
     131210:  _refused("the group's picture has the wrong size"),
     131211:  _refused("the limit of groups is reached"),
@@ -208,18 +226,25 @@ BY_CODE: dict[int, Rule] = {
     131213:  _refused("no such request to join"),
     131215:  _refused("the number is not eligible for groups"),
     138000:  _refused("calling is not enabled"),
-    138001:  _refused("the recipient cannot be called"),
+    138001:  _refused("the recipient cannot be called", "recipient"),
     138002:  _throttled(Scope.PAIR, "too many calls at once", 10, 60),
-    138003:  _throttled(Scope.PAIR, "a call with this user is running", 60, 600),
+    138003:  _throttled(Scope.PAIR, "a call with this user is running", 60, 600, "recipient"),
+    138004:  _refused("the call could not be connected"),
     138005:  _throttled(Scope.PAIR, "calls are made too fast", 10, 60),
-    138006:  _refused("the user gave no permission to call"),
-    138009:  _refused("the limit of permission requests is reached"),
-    138012:  _refused("the limit of calls by the business is reached"),
-    138013:  _refused("calls by the business are not available"),
-    138014:  _refused("calls by the business are disabled for now"),
+    138006:  _refused("the user gave no permission to call", "recipient"),
+    138007:  _refused("the call timed out"),
+    138009:  _refused("the limit of permission requests is reached", "throttle"),
+    138012:  _refused("the limit of calls by the business is reached", "throttle"),
+    138013:  _refused("calls by the business are not available", "account"),
+    138014:  _refused("calls by the business are disabled for now", "account"),
     138015:  _refused("calling cannot be enabled"),
-    138017:  _refused("no permission can be requested now"),
+    138017:  _refused("no permission can be requested now", "throttle"),
     138018:  _refused("calling cannot be enabled"),
+    138019:  _refused("the call's relay failed"),
+    138020:  _refused("the call's relay failed"),
+    138021:  _refused("the call's media failed"),
+    138022:  _refused("the call's media failed"),
+    138023:  _refused("the call's media failed"),
     139000:  _refused("the flow is blocked"),
     139001:  _refused("the flow is not found"),
     139002:  _refused("the flow is a draft"),
@@ -229,10 +254,14 @@ BY_CODE: dict[int, Rule] = {
     139101:  _refused("the block list is full"),
     139102:  _again("the block list changed meanwhile", 1, 3),
     139103:  _again("the block list had an internal error", 1, 3),
-    133000:  _stopped(Scope.NUMBER, "an earlier deregistration is incomplete"),
-    133005:  _stopped(Scope.NUMBER, "the PIN is wrong"),
-    133006:  _stopped(Scope.NUMBER, "the number is not verified"),
+    133000:  _stopped(Scope.NUMBER, "an earlier deregistration is incomplete", "account"),
+    133005:  _stopped(Scope.NUMBER, "the PIN is wrong", "account"),
+    133006:  _stopped(Scope.NUMBER, "the number is not verified", "account"),
     136024:  _refused("the verification code could not be requested"),
+    1752041: _refused("onboarding was requested before"),
+    2593107: _refused("the history was synchronised before"),
+    2593108: _refused("it is too late to synchronise the history"),
+    2593109: _refused("the business refused to share its history"),
 }
 
 RANGES: tuple[tuple[int, int, Rule], ...] = (
@@ -396,7 +425,7 @@ def _verdict(
     known: bool = True,
     trace_id: str = "",
 ) -> Verdict:
-    waits = rule.outcome in ("throttled", "stopped")
+    waits = rule.outcome != "in_doubt" and rule.wait_s > 0
     asked_s = _seconds(retry_after) if waits else 0.0
     return Verdict(
         outcome=rule.outcome,
@@ -409,6 +438,7 @@ def _verdict(
         title=title[:TEXT_CHARS_MAX],
         details=details[:TEXT_CHARS_MAX],
         says=rule.says,
+        kind=rule.kind,
         known=known,
         trace_id=trace_id[:TEXT_CHARS_MAX],
     )

@@ -21,9 +21,12 @@ from enum import Enum
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from broker.core.gates import Door, Gates
+import msgspec
+from msgspec import Struct
+
+from broker.core.gates import Door, Gate, Gates, Refusal
 from broker.core.lanes import LanePlanner, Ring
-from broker.core.outcome import MAINTENANCE, PAIR_LIMIT, THROUGHPUT, Scope, Verdict
+from broker.core.outcome import MAINTENANCE, PAIR_LIMIT, PROBE_S, THROUGHPUT, Scope, Verdict
 from broker.core.pacing import (
     NO_DEBT,
     PAIR_WAY_MS,
@@ -52,6 +55,9 @@ its numbers; a successor exists at the earliest after a session of 6 s and begin
 
 PROBE_LOOK_S = 1.0
 """How long a send rests that waits for another's probe of a template."""
+
+REFUSED_MAX = 500
+"""Sends of one number refused in one step without a call: each is a report of its own."""
 
 STALE_RETRY_S = 0.2
 UNREACHED_S = 0.5
@@ -97,7 +103,18 @@ class Permit(Enum):
 class Send:
     """One admitted send in memory, from its record on the lane's log until it is done there."""
 
-    __slots__ = ("called_at", "intended_at", "is_settled", "is_timed", "lane", "offset", "phase", "ready", "tries")
+    __slots__ = (
+        "called_at",
+        "intended_at",
+        "is_settled",
+        "is_timed",
+        "lane",
+        "offset",
+        "phase",
+        "ready",
+        "template",
+        "tries",
+    )
 
     def __init__(self, ready: Ready, lane: Lane, offset: int) -> None:
         self.ready = ready
@@ -109,6 +126,7 @@ class Send:
         self.tries = 0
         self.is_settled = False
         self.is_timed = False
+        self.template = template_of(ready)
 
     @property
     def is_mark(self) -> bool:
@@ -119,6 +137,34 @@ class Send:
     def has_pair(self) -> bool:
         """Whether it goes to one person, whom the pair limit protects; a mark or a group does not."""
         return not self.is_mark and ":#" not in self.ready.customer
+
+
+class _Language(Struct):
+    code: str = ""
+
+
+class _Template(Struct):
+    language: _Language | None = None
+
+
+class _Body(Struct):
+    template: _Template | None = None
+
+
+_decode = msgspec.json.Decoder(_Body).decode
+
+
+def template_of(ready: Ready) -> str:
+    """Return "<name>/<language>" of the template a send goes by, "" when it goes by none. Meta pauses, disables and
+    rates each language of a template for itself."""
+    if not ready.template:
+        return ""
+    try:
+        template = _decode(ready.body).template
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        template = None
+    language = "" if template is None or template.language is None else template.language.code
+    return f"{ready.template}/{language}"
 
 
 class Conversation:
@@ -149,6 +195,16 @@ class Conversation:
         )
 
 
+def lane_door(phone_number_id: str, lane: Lane) -> Door:
+    """Return the gate of one lane of a number."""
+    return Door(Scope.LANE, f"{phone_number_id}/{lane}")
+
+
+def template_door(waba_id: str, template: str) -> Door:
+    """Return the gate of a template ("<name>/<language>") of an account: all its numbers share it."""
+    return Door(Scope.TEMPLATE, f"{waba_id}/{template}")
+
+
 class NumberSender:
     """One business number: its window, its lanes, its customers. Changes nothing but itself and the gates."""
 
@@ -163,6 +219,17 @@ class NumberSender:
         self._in_flight_max = in_flight_max
         self._gates = gates
         self._unreached = Door(Scope.NUMBER, f"{phone_number_id}/unreached")
+        self._doors_by_lane: dict[Lane, tuple[Door, ...]] = {
+            lane: (
+                Door(Scope.APP, ""),
+                Door(Scope.WABA, waba_id),
+                Door(Scope.NUMBER, phone_number_id),
+                self._unreached,
+                lane_door(phone_number_id, lane),
+            )
+            for lane in LANES
+        }
+        self._refused: list[tuple[Send, Refusal]] = []
         self._planner = LanePlanner()
         self._rings: dict[Lane, Ring] = {lane: Ring() for lane in LANES}
         self._conversations: dict[str, Conversation] = {}
@@ -247,7 +314,7 @@ class NumberSender:
         self._wake(now)
         room = self._room(now)
         chosen: list[Send] = []
-        while len(chosen) < room:
+        while len(chosen) < room and len(self._refused) < REFUSED_MAX:
             lane = self._planner.pick([lane for lane in LANES if self._is_waiting(lane, now)])
             if lane is None:
                 break
@@ -256,6 +323,12 @@ class NumberSender:
                 self._ahead[lane] += 1
                 chosen.append(send)
         return chosen
+
+    def refused(self) -> list[tuple[Send, Refusal]]:
+        """Return, and forget, what `intend` took out of its queue because Meta would refuse it; it lands once that is
+        reported."""
+        refused, self._refused = self._refused, []
+        return refused
 
     def permit(self, send: Send, now: Instant, asked_at: float, *, is_held: bool) -> Permit:
         """Decide, synchronously with the write that follows, whether this send's bytes may leave now.
@@ -317,12 +390,14 @@ class NumberSender:
         "back" takes effect at once; "done" and "doubt" when `land` says they are reported. `chance` in [0, 1).
         """
         self._calls -= 1
-        closing = self._door_of(verdict, send) if verdict.outcome in ("throttled", "stopped") else None
+        closing = self._doors_to_close(verdict, send)
         for door in self._doors(send) if len(self._gates) else ():
-            passed = door == self._unreached or (door != closing and verdict.outcome != "in_doubt")
+            passed = door == self._unreached or (door not in closing and verdict.outcome != "in_doubt")
             self._gates.leave((door,), send.ready.send_id, passed=passed)
         if verdict.outcome == "accepted":
             self.window.thawed()
+        elif verdict.outcome == "refused" and closing:
+            self._close(closing, verdict, now)
         if verdict.outcome in ("accepted", "refused") or (verdict.outcome == "in_doubt" and send.is_mark):
             send.phase = Phase.LANDING
             return "done"
@@ -385,15 +460,25 @@ class NumberSender:
         """How many customers are remembered."""
         return len(self._conversations)
 
-    def doors_of(self, scope: Scope) -> Door:
-        """Return this number's gate of a scope."""
-        match scope:
-            case Scope.APP:
-                return Door(scope, "")
-            case Scope.WABA:
-                return Door(scope, self.waba_id)
-            case _:
-                return Door(scope, self.phone_number_id)
+    @property
+    def door(self) -> Door:
+        """This number's own gate: what its token opens."""
+        return Door(Scope.NUMBER, self.phone_number_id)
+
+    def stops(self) -> Iterator[tuple[str, Gate]]:
+        """Return what of this number does not send: "app", "waba", "number" or a lane, and the closed gate."""
+        if not len(self._gates):
+            return
+        doors = [("app", Door(Scope.APP, "")), ("waba", Door(Scope.WABA, self.waba_id)), ("number", self.door)]
+        for what, door in (*doors, *((lane, lane_door(self.phone_number_id, lane)) for lane in LANES)):
+            if (gate := self._gates.at(door)) is not None:
+                yield what, gate
+
+    def look_again(self) -> None:
+        """Look at every customer that has something to send: a gate was opened before its time."""
+        for customer, conversation in self._conversations.items():
+            if any(conversation.queues.values()):
+                self._rouse(customer)
 
     # Inside
 
@@ -429,6 +514,12 @@ class NumberSender:
             queue = conversation.queues.get(lane)
             if not queue:
                 continue
+            refusal = self._refusal(queue[0], now)
+            if refusal is not None:
+                self._refuse(customer, queue.popleft(), refusal)
+                if len(self._refused) >= REFUSED_MAX:
+                    return None
+                continue
             opens_at_ms = self._opens_at_ms(queue[0], conversation, now)
             if opens_at_ms > now.ms:
                 self._park(customer, lane, conversation, opens_at_ms)
@@ -446,59 +537,93 @@ class NumberSender:
         opens_at = max(now.ms, conversation.rests.get(send.lane, 0))
         if send.has_pair:
             opens_at = max(opens_at, pair_surely_open_at(conversation.debt, now.ms))
-        if send.ready.template and len(self._gates):
+        if send.template and len(self._gates):
             template_at = self._gates.opens_at((self._template_door(send),), now.monotonic)
             if template_at is None:
                 template_at = now.monotonic + PROBE_LOOK_S
             opens_at = max(opens_at, int(1_000 * template_at))
         return opens_at
 
-    def _slow_down(self, send: Send, verdict: Verdict, door: Door | None, now: Instant, chance: float) -> None:
+    def _refusal(self, send: Send, now: Instant) -> Refusal | None:
+        """Return what Meta would say to a send, when that is known without asking."""
+        if not send.template or not len(self._gates):
+            return None
+        return self._gates.refusal(self._template_door(send), now.monotonic)
+
+    def _refuse(self, customer: str, send: Send, refusal: Refusal) -> None:
+        send.phase = Phase.LANDING
+        self._refused.append((send, refusal))
+        self._rouse(customer)
+
+    def _slow_down(self, send: Send, verdict: Verdict, closing: tuple[Door, ...], now: Instant, chance: float) -> None:
         """Let rest what a throttle or a stop names."""
         if verdict.code == THROUGHPUT:
             self.window.throttled(now.monotonic)
             self._rest(send, now, verdict.wait_s * (1 + 3 * chance))
-        elif verdict.code == MAINTENANCE:
+            return
+        if verdict.code == MAINTENANCE:
             self.window.freeze(now.monotonic)
-        elif verdict.code == PAIR_LIMIT:
+            return
+        if verdict.code == PAIR_LIMIT:
             conversation = self._conversations[send.ready.customer]
             conversation.debt = pair_struck(conversation.debt, now.ms)
-        elif door is not None:
+            return
+        self._close(closing, verdict, now)
+        if not any(door in closing for door in self._doors(send)):
+            # Nothing that closed stands before this send itself, such as a reply told 131048: without a rest of its
+            # own it would go out again at once. A reply is worth a try a minute.
+            wait_s = min(verdict.wait_s, PROBE_S) if closing else verdict.wait_s
+            self._rest(send, now, min(verdict.wait_s_max, wait_s * 2.0 ** min(send.tries, 20)))
+            send.tries += 1
+
+    def _close(self, doors: tuple[Door, ...], verdict: Verdict, now: Instant) -> None:
+        """Close what a verdict names, until a probe finds it open."""
+        refuses = None
+        if verdict.outcome == "refused":
+            refuses = Refusal(verdict.code, verdict.title or verdict.says, verdict.details)
+        for door in doors:
             self._gates.close(
                 door,
                 now.monotonic,
                 verdict.wait_s,
                 verdict.wait_s_max,
-                f"{verdict.code}: {verdict.says}",
-                is_stop=verdict.outcome == "stopped",
+                f"{verdict.code} ({verdict.kind}): {verdict.says}",
+                is_stop=verdict.outcome != "throttled",
+                refuses=refuses,
             )
-        else:
-            self._rest(send, now, min(verdict.wait_s_max, verdict.wait_s * 2.0 ** min(send.tries, 20)))
-            send.tries += 1
 
-    def _door_of(self, verdict: Verdict, send: Send) -> Door | None:
-        """Return the gate a throttle or stop closes; None when it concerns this customer alone or the window."""
-        if verdict.code in (THROUGHPUT, MAINTENANCE, PAIR_LIMIT) or verdict.scope in (Scope.SEND, Scope.PAIR):
-            return None
-        if verdict.scope is Scope.TEMPLATE:
-            return self._template_door(send) if send.ready.template else None
-        return self.doors_of(verdict.scope)
+    def _doors_to_close(self, verdict: Verdict, send: Send) -> tuple[Door, ...]:
+        """Return the gates an answer closes; none when it concerns this customer alone, the window, or nothing."""
+        if verdict.wait_s <= 0 or verdict.outcome not in ("throttled", "stopped", "refused"):
+            return ()
+        if verdict.code in (THROUGHPUT, MAINTENANCE, PAIR_LIMIT):
+            return ()
+        match verdict.scope:
+            case Scope.APP:
+                return (Door(Scope.APP, ""),)
+            case Scope.WABA:
+                return (Door(Scope.WABA, self.waba_id),)
+            case Scope.NUMBER:
+                return (self.door,)
+            case Scope.LANE:
+                first = max(1, LANES.index(send.lane))
+                return tuple(lane_door(self.phone_number_id, lane) for lane in LANES[first:])
+            case Scope.INITIATED:
+                return tuple(lane_door(self.phone_number_id, lane) for lane in LANES[1:])
+            case Scope.TEMPLATE:
+                return (self._template_door(send),) if send.template else ()
+            case _:
+                return ()
 
     def _template_door(self, send: Send) -> Door:
-        return Door(Scope.TEMPLATE, f"{self.phone_number_id}/{send.ready.template}")
+        return template_door(self.waba_id, send.template)
 
     def _doors_of_lane(self, lane: Lane) -> tuple[Door, ...]:
-        doors = (
-            Door(Scope.APP, ""),
-            Door(Scope.WABA, self.waba_id),
-            Door(Scope.NUMBER, self.phone_number_id),
-            self._unreached,
-        )
-        return doors if lane == "reply" else (*doors, Door(Scope.INITIATED, self.phone_number_id))
+        return self._doors_by_lane[lane]
 
     def _doors(self, send: Send) -> tuple[Door, ...]:
-        doors = self._doors_of_lane(send.lane)
-        return (*doors, self._template_door(send)) if send.ready.template else doors
+        doors = self._doors_by_lane[send.lane]
+        return (*doors, self._template_door(send)) if send.template else doors
 
     def _leave_intended(self, send: Send) -> None:
         self._ahead[send.lane] -= 1

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from broker.core.gates import Gates
+from broker.core.gates import Gates, Refusal
 from broker.core.outcome import PAIR_LIMIT, Verdict
 from broker.core.pacing import NO_DEBT, PairDebt, carried, pair_spent, pair_struck
 from broker.core.sender import INTENT_S_MAX, Instant, NumberSender, Send
@@ -86,6 +86,14 @@ class Forward(NamedTuple):
     ready: Ready
 
 
+class Late(NamedTuple):
+    """A send that is over without a call: too late ("expired"), or of a kind Meta would refuse."""
+
+    send: Send
+    outcome: Literal["expired", "refused"]
+    refusal: Refusal | None = None
+
+
 class Plan(NamedTuple):
     """A step: ledger records, where to go on in each lane, the memo; and what it holds, to be noted once it stands."""
 
@@ -94,7 +102,7 @@ class Plan(NamedTuple):
     memo: bytes
     forwards: list[Forward]
     sends: list[Send]
-    late: list[Send]
+    late: list[Late]
     intents: list[Intent]
     answers: int
     lifted: int
@@ -151,7 +159,7 @@ class Slot:
         self._answers: list[Answer] = []
         self._lifted: list[Doubt] = []
         self._forwards: list[Forward] = []
-        self._late: list[Send] = []
+        self._late: list[Late] = []
         self._moves = 0
         self._moves_written = 0
 
@@ -237,7 +245,7 @@ class Slot:
         """Take what is too late out of its queue. The next step writes it down like an intent, and `written` returns
         its report: once somebody was told so, no other clock may find that there is time left."""
         for number in self.numbers.values():
-            self._late += number.expire(now.wall)
+            self._late += [Late(send, "expired") for send in number.expire(now.wall)]
 
     def expire_intended(self, send: Send, now: Instant) -> Report:
         """Return the report of a send that was too late for a permit."""
@@ -304,6 +312,8 @@ class Slot:
     def plan(self, now: Instant, *, may_intend: bool, is_snapshot_due: bool) -> Plan | None:
         """Return the next step, None when there is nothing to write. `written` or `undone` must follow."""
         sends = [send for number in self.numbers.values() for send in number.intend(now)] if may_intend else []
+        for number in self.numbers.values():
+            self._late += [Late(send, "refused", refusal) for send, refusal in number.refused()]
         if not sends and not self.has_news and not is_snapshot_due:
             return None
         intents = [
@@ -317,7 +327,7 @@ class Slot:
                 now.wall,
                 send.is_mark,
             )
-            for send in (*sends, *self._late)
+            for send in (*sends, *(late.send for late in self._late))
         ]
         answers, lifted = list(self._answers), list(self._lifted)
         runs = {lane: mark.to_bytes(RUNS_BYTES_MAX) for lane, mark in self._marks.items()}
@@ -340,14 +350,14 @@ class Slot:
         )
 
     def written(self, plan: Plan, now: Instant) -> list[Report]:
-        """Note that a step stands: its calls may begin. Return the reports of what was too late."""
+        """Note that a step stands: its calls may begin. Return the reports of what is over without one."""
         _apply(self._open, self._doubts, plan.intents, self._answers[: plan.answers], self._lifted[: plan.lifted])
         del self._answers[: plan.answers]
         del self._lifted[: plan.lifted]
         del self._forwards[: len(plan.forwards)]
         del self._late[: len(plan.late)]
         self._moves_written = plan.moves
-        return [self._report(send, "expired", "done", now, self._intent(send)) for send in plan.late]
+        return [self._report_late(late, now) for late in plan.late]
 
     def undone(self, plan: Plan, now: Instant) -> None:
         """Take back a step of which nothing was written."""
@@ -451,6 +461,15 @@ class Slot:
                 body=body[:BODY_BYTES_MAX],
             )
         return Report(send.ready.customer, said, learned, send.lane, send.offset, send, intent, send.called_at)
+
+    def _report_late(self, late: Late, now: Instant) -> Report:
+        refusal = late.refusal
+        verdict = (
+            None
+            if refusal is None
+            else Verdict("refused", code=refusal.code, title=refusal.title, details=refusal.details)
+        )
+        return self._report(late.send, late.outcome, "done", now, self._intent(late.send), verdict)
 
     def _report_lost(self, intent: Intent, now: Instant) -> Report:
         """Report an intent nobody answered: its call may have been made."""

@@ -640,7 +640,7 @@ async def test_a_dead_token_stops_its_number_until_there_is_another(rig: Rig, ca
     await rig.stage()
     await eventually(lambda: sample("depesche_number_stopped", phone_number_id=NUMBER, reason="number") == 1)
     assert sample("depesche_number_stopped", phone_number_id=OTHER, reason="number") == 0
-    assert "190: the token has expired" in caplog.text
+    assert "190 (auth): the token has expired" in caplog.text
     assert "15550000" not in caplog.text
     await rig.reported(1)
     await asyncio.sleep(0.5)

@@ -235,17 +235,36 @@ def test_a_throttle_is_no_attempt_and_rests_what_it_names(code: int, rests_until
     assert seen["other"] == pytest.approx(max(others_until, 2.1), abs=1.1)
 
 
-def test_spam_stops_what_the_business_begins_and_replies_go_on() -> None:
-    """131048: a customer who asked still gets an answer."""
+def test_spam_stops_the_lane_it_was_said_of_and_the_less_urgent_ones() -> None:
+    """131048: a campaign that annoys people must not hold an order's confirmation; and who asked gets an answer."""
     sender = number()
     put(sender, ready("c1", "main:1", "campaign"), ready("c2", "main:2", "campaign"))
     sends = sender.intend(at(2))
     for send in sends:
         call(sender, send, at(2 + send.offset / 10))
     assert [sender.answered(send, error(131048), at(2.5), 0) for send in sends] == ["back", "back"]
-    put(sender, ready("r1", "main:3"), ready("t1", "main:4", "transactional"))
-    assert names(sender.intend(at(10))) == ["r1"]
-    assert len(sender.intend(at(2.5 + 1_801))) == 1, "one probe"
+    put(sender, ready("r1", "main:3"), ready("t1", "main:4", "transactional"), ready("c3", "main:5", "campaign"))
+    [reply, confirmation] = sender.intend(at(10))
+    assert names([reply, confirmation]) == ["r1", "t1"]
+    call(sender, confirmation, at(10))
+    assert sender.answered(confirmation, error(131048), at(10.5), 0) == "back"
+    sender.void(reply, at(11))
+    put(sender, ready("t2", "main:6", "transactional"))
+    assert [what for what, _ in sender.stops()] == ["transactional", "campaign"]
+    assert names(sender.intend(at(20))) == ["r1"]
+    assert len(sender.intend(at(2.5 + 1_801))) == 1, "one probe of the campaign"
+    assert len(sender.intend(at(10.5 + 1_801))) == 1, "one of the confirmations"
+
+
+def test_a_payment_problem_stops_all_that_the_business_begins() -> None:
+    """131042 is said of the account: a confirmation would hear the same."""
+    sender = number()
+    put(sender, ready("c1", "main:1", "campaign"), ready("t1", "main:2", "transactional"), ready("r1", "main:3"))
+    sends = {send.ready.send_id: send for send in sender.intend(at(2))}
+    call(sender, sends["c1"], at(2))
+    assert sender.answered(sends["c1"], error(131042), at(2.5), 0) == "back"
+    assert sender.permit(sends["t1"], at(2.6), 0, is_held=True) is Permit.VOID
+    assert sender.permit(sends["r1"], at(2.6), 0, is_held=True) is Permit.GRANTED
 
 
 def test_a_stopped_number_is_probed_by_one_send_a_minute_and_opens_when_it_passes() -> None:
