@@ -43,6 +43,7 @@ class Ran(NamedTuple):
 def run(seed: int, *, stormy: bool = True) -> Ran:
     """Run one seed to its end."""
     began = time.process_time()
+    disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # the stages say what they withstand; here that is everything
     wrong: list[str] = []
     sim = Sim(seed, real_seconds_max=REAL_S_MAX)
@@ -65,6 +66,7 @@ def run(seed: int, *, stormy: bool = True) -> Ran:
         story = sim.story()
         wrong += [f"{one.at:.3f} {one.process}: {one.text}" for one in sim.loop.failures]
         sim.loop.close()
+        logging.disable(disabled)
     return Ran(
         seed, wrong, list(sim.faults.planned), dict(sim.faults.struck), sim.now, time.process_time() - began,
         sim.digest(), story,
