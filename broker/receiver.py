@@ -28,7 +28,7 @@ from aiohttp import web
 from broker import metrics
 from broker.clock import Clock
 from broker.core.signature import Signer, verify
-from broker.core.webhook import Bad, Keyed, Split, split
+from broker.core.webhook import Bad, Keyed, Split, for_sinks, split
 from broker.errors import DepescheError, LogUnavailable
 from broker.listener import Answer, Listener, Refused, read_body
 from broker.log.catalogue import ACCOUNTS, CONVERSATIONS, DEADLETTERS, TRAFFIC
@@ -235,6 +235,8 @@ class Receiver:
         dead = [draft for bad in parts.malformed for draft in self._dead_letters(bad, b"", received_at)]
         conversations = self._drafts(parts.conversations, dead, received_at)
         accounts = self._drafts(parts.accounts, dead, received_at)
+        # Senders read `accounts`; sinks get the same from the customer stage. What no record holds is in `dead` by now.
+        conversations += self._drafts(for_sinks(parts.accounts, self._portfolios), [], received_at)
         if not await self._durable(len(body), conversations, accounts, dead):
             return _NOT_DURABLE
         for bad in parts.malformed:

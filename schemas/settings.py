@@ -61,6 +61,9 @@ class SinkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     give_up_after_s: float = 600.0
     """A customer's failing event becomes a dead letter after this time and the next one is tried."""
     partitions: int = 6
+    account_updates: bool = False
+    """Whether it gets what concerns an account or number as a whole: all updates without `metadata`, which some bots'
+    libraries refuse."""
 
 
 class BotKey(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -42,7 +42,7 @@ from broker.core.hours import compile_hours
 from broker.core.identity import address, is_customer, normalise_wa_id
 from broker.core.media_url import public_url_of
 from broker.core.opaque import Opaque, derived_send_id, is_send_id, unwrap, wrap
-from broker.core.routing import BOT, Case, Routed, Rule, compile_routes, route
+from broker.core.routing import BOT, NOWHERE, Case, Routed, Rule, compile_routes, route
 from broker.core.status import StatusBody, failed
 from broker.core.view import template_language, view
 from schemas.ids import CustomerKey, SendId, Sink
@@ -135,6 +135,8 @@ class Context(Struct, frozen=True):
     start_words: frozenset[str] = frozenset()
     public_url: str = ""
     """Where bots reach the gateway: media urls begin with it."""
+    account_sinks: tuple[str, ...] = ()
+    """Sinks that ask for updates without `metadata`."""
 
 
 def context_of(settings: Settings, media_secrets: Mapping[str, bytes] | None = None) -> Context:
@@ -165,6 +167,7 @@ def context_of(settings: Settings, media_secrets: Mapping[str, bytes] | None = N
         stop_words=consent.words(settings.customer.consent.stop_words),
         start_words=consent.words(settings.customer.consent.start_words),
         public_url=public_url_of(settings.gateway),
+        account_sinks=tuple(sink.name for sink in settings.sinks if sink.account_updates),
     )
 
 
@@ -439,6 +442,9 @@ class Turn:
         customer = self._customer
         language = customer.language or customer.sent_language
         case = Case(item, first=first, holder=customer.holder or BOT, language=language)
+        if _has_no_metadata(item):
+            sinks = self._context.account_sinks
+            return Routed(("account_updates",), sinks) if sinks else NOWHERE
         return route(self._context.rules, case)
 
     def _heed(self, routed: Routed) -> None:
@@ -983,6 +989,11 @@ class Turn:
             epoch=epoch,
         )
         self._commands.append(Deliver(sink, event))
+
+
+def _has_no_metadata(item: Item) -> bool:
+    """Whether an update is about an account, or otherwise lacks the `metadata` that bots' libraries expect."""
+    return item.kind in ("account", "unknown") and (not item.phone_number_id or item.field == "messaging_handovers")
 
 
 def _owner(line: Opaque | None, send: Send | None, known: Known | None) -> tuple[str, str | None]:

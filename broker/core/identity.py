@@ -82,6 +82,11 @@ def group_key(portfolio: str, group_id: str) -> CustomerKey:
     return CustomerKey(f"{portfolio}:#group:{group_id}")
 
 
+def account_key(portfolio: str, waba_id: str) -> CustomerKey:
+    """Return the key of what concerns a WhatsApp Business Account and none of its numbers."""
+    return CustomerKey(f"{portfolio}:#account:{waba_id}")
+
+
 def mark_key(portfolio: str, wamid: str) -> CustomerKey:
     """Return the key of a read mark or typing indicator: it names a message and no customer."""
     return CustomerKey(f"{portfolio}:#mark:{wamid}")

@@ -10,7 +10,7 @@ members that `schemas.webhook` names. Source of all rules about fields: meta-clo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -28,7 +28,7 @@ from broker.core.envelope import (
     object_bytes,
     show_lone_surrogates,
 )
-from broker.core.identity import normalise_wa_id, record_key
+from broker.core.identity import account_key, normalise_wa_id, number_key, record_key
 from broker.core.items import (
     NEEDED,
     READERS,
@@ -369,6 +369,20 @@ class _Walk:
             self.split.accounts.append(Keyed(_key_bytes(waba_id), keyed.item))
         else:
             self.split.conversations.append(keyed)
+
+
+def for_sinks(accounts: Iterable[Keyed], portfolios: Mapping[str, str]) -> list[Keyed]:
+    """Return what concerns accounts under the keys it has on `conversations`, where it is taken once and goes to sinks:
+    its number's, where it has one, else the account's own."""
+    keyed = []
+    for _, item in accounts:
+        number = item.phone_number_id
+        if number:
+            key = number_key(portfolios.get(number, PORTFOLIO_OF_UNKNOWN), number)
+        else:
+            key = account_key(PORTFOLIO_OF_UNKNOWN, item.waba_id)
+        keyed.append(Keyed(_key_bytes(key), item))
+    return keyed
 
 
 def _is_apart(name: str, member: Raw) -> bool:

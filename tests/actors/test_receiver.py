@@ -19,7 +19,7 @@ from broker.listener import Listener
 from broker.log.embedded import EmbeddedLog
 from broker.receiver import Receiver, receiver_app
 from broker.secrets import Secret
-from schemas.records import decode_dead_letter, decode_digest, decode_item
+from schemas.records import decode_dead_letter, decode_digest, decode_item, encode
 from schemas.settings import ReceiverSettings, Settings
 from tests.actors.ports import (
     NUMBER,
@@ -239,8 +239,10 @@ async def test_an_unknown_field_and_an_unknown_number_are_taken_all_the_same(por
     assert (await port.post((SAMPLES / "unknown_field.json").read_bytes()))[0] == 200
     (entry,) = await entries(port.engine, "accounts")
     assert (entry.key, decode_item(entry.value).kind) == (b"102290129340398", "unknown")
-    assert (await port.post(batch([text(1)], number="999")))[0] == 200
     ((key, item),) = await port.items()
+    assert (key, encode(item)) == (b"main:#account:102290129340398", entry.value)
+    assert (await port.post(batch([text(1)], number="999")))[0] == 200
+    _, (key, item) = sorted(await port.items(), key=lambda each: each[0])
     assert (key, item.phone_number_id) == (b"main:4915550000001", "999")
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
+import pytest
 from msgspec.structs import replace
 
 from broker.core.customer import Deliver, context_of
+from broker.core.identity import account_key, number_key
 from broker.core.media_url import PREFIX, Medium, from_ours, media_secret
-from schemas.settings import Route, Then, When
+from broker.core.webhook import for_sinks, split
+from schemas.ids import CustomerKey
+from schemas.settings import Route, Settings, Then, When
 from tests.core.conversation import (
     NUMBER,
     SETTINGS,
+    START,
+    WABA,
     Story,
     delivered,
     notes,
@@ -106,3 +116,82 @@ def test_a_send_without_a_sink_is_observed_without_our_line() -> None:
     assert sinks(story) == ["audit"]
     assert delivered(story.commands, "audit")[0]["id"] == send_id("one")
     assert notes(story.commands) == [("status", "routed")]
+
+
+# ---- updates about accounts: whoever asks
+
+
+SAMPLES = Path(__file__).parents[1] / "wire" / "webhooks"
+ASKS = replace(
+    SETTINGS, sinks=[replace(SETTINGS.sinks[0], account_updates=True), *SETTINGS.sinks[1:]], routes=SETTINGS.routes
+)
+"""The bot asks for account updates, the archive does not."""
+WITHOUT_METADATA = sorted(
+    path for path in SAMPLES.glob("*.json") if not re.search(rb'"metadata":\s*{', path.read_bytes())
+)
+
+
+def told(body: bytes, settings: Settings, times: int = 1) -> list[tuple[str, bytes]]:
+    """What sinks get of a POST that comes so many times: (sink, body)."""
+    parts = split(body, "brand", START, {NUMBER: "main"})
+    found = []
+    for keyed in (*parts.conversations, *for_sinks(parts.accounts, {NUMBER: "main"})):
+        story = Story(context_of(settings), CustomerKey(keyed.key.decode()))
+        for _ in range(times):
+            story.take(keyed.item)
+        found += [(c.sink, c.event.body) for c in story.told if isinstance(c, Deliver)]
+    return found
+
+
+@pytest.mark.parametrize("sample", WITHOUT_METADATA, ids=lambda path: path.stem)
+def test_updates_without_metadata_go_only_to_sinks_that_ask(sample: Path) -> None:
+    """Some libraries answer 500 to them, which would open a breaker and hold customers up."""
+    body = sample.read_bytes()
+    catch_all = replace(SETTINGS, routes=[Route(name="all", then=Then(sinks=["audit", "bot"]))])
+    assert told(body, catch_all) == []
+    assert [sink for sink, _ in told(body, ASKS)] == ["bot"]
+
+
+def test_the_samples_without_metadata_are_there() -> None:
+    """Thirteen fields about accounts, and a hand-over."""
+    assert len(WITHOUT_METADATA) == 14
+
+
+def test_an_account_update_comes_once_however_often_meta_repeats_it() -> None:
+    """The same promise as for a message, by the same actor: taken once, in one step."""
+    body = (SAMPLES / "template_status_paused.json").read_bytes()
+    assert len(told(body, ASKS, times=3)) == 1
+    later = body.replace(b"PAUSED", b"APPROVED")
+    story = Story(context_of(ASKS), account_key("main", "102290129340398"))
+    for each in (body, later, body, later):
+        for keyed in for_sinks(split(each, "brand", START, {}).accounts, {}):
+            assert keyed.key.decode() == story.key
+            story.take(keyed.item)
+    assert [b"APPROVED" in c.event.body for c in story.told if isinstance(c, Deliver)] == [False, True]
+
+
+def test_an_error_of_a_number_goes_where_the_numbers_updates_go() -> None:
+    """It has metadata: a bot that had Meta's webhook saw it, too."""
+    body = json.dumps(
+        {
+            "object": "whatsapp_business_account",
+            "entry": [
+                {
+                    "id": WABA,
+                    "changes": [
+                        {
+                            "value": {
+                                "messaging_product": "whatsapp",
+                                "metadata": {"display_phone_number": "15550001000", "phone_number_id": NUMBER},
+                                "errors": [{"code": 130429, "title": "Rate limit hit"}],
+                            },
+                            "field": "messages",
+                        }
+                    ],
+                }
+            ],
+        }
+    ).encode()
+    (keyed,) = for_sinks(split(body, "brand", START, {NUMBER: "main"}).accounts, {NUMBER: "main"})
+    assert keyed.key.decode() == number_key("main", NUMBER)
+    assert told(body, SETTINGS) == [("bot", body)]
