@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from broker import compose, inspect, trial
 from broker.commands.deadletters import deadletters
+from broker.commands.routes import routes
 from broker.commands.terms import EXIT_CHECK, EXIT_CODES, EXIT_CONFIG, config_option, fail, loaded, run_loop
 from broker.config import Config
 from broker.errors import Misconfigured
@@ -210,6 +211,7 @@ def tail(
 
 
 main.add_command(deadletters)
+main.add_command(routes)
 
 
 def _json(entry: Entry, *, reveal: bool) -> bytes:

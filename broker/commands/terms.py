@@ -51,12 +51,17 @@ class Instant(click.ParamType):  # type: ignore[type-arg]
 
     name = "when"
 
+    @staticmethod
+    def now() -> int:
+        """Return this moment."""
+        return round(datetime.now(UTC).timestamp() * 1_000)
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return Unix ms."""
         if isinstance(value, int):
             return value
         if ago := _AGO.fullmatch(value):
-            return round(datetime.now(UTC).timestamp() * 1_000) - int(ago[1]) * _UNIT_MS[ago[2]]
+            return self.now() - int(ago[1]) * _UNIT_MS[ago[2]]
         try:
             at = datetime.fromisoformat(value)
         except ValueError:

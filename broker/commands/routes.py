@@ -1,0 +1,180 @@
+"""`depesche route explain | test`: where a message would go and why; whether all go where they should.
+
+`explain` exits with 0 whatever it finds. `test` exits with 0 when every case is as expected, 4 when one is not.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from broker.commands.terms import (
+    EXIT_CHECK,
+    EXIT_CONFIG,
+    Instant,
+    config_option,
+    fail,
+    json_option,
+    loaded,
+    reveal_option,
+)
+from broker.core.routing import BOT, Case, Judged, Routed, explain, route
+from broker.errors import Misconfigured
+from broker.inspect import instant, mask, masked
+from broker.route_cases import (
+    SAMPLE_BYTES_MAX,
+    asked,
+    read_cases,
+    read_file,
+    read_samples,
+    rules_of,
+    said,
+    try_cases,
+)
+from schemas.records import Item
+
+
+@click.group("route")
+def routes() -> None:
+    """Where messages go, by the configured routes."""
+
+
+@routes.command("explain")
+@click.argument("message")
+@config_option
+@click.option("--number", default="", help="For a message alone: the phone_number_id it is written to.")
+@click.option("--at", type=Instant(), help="When it comes in: 2026-03-01T12:00:00Z, or 2h ago. Now unless said.")
+@click.option("--first", is_flag=True, help="It is the customer's first message to that number.")
+@click.option("--holder", default=BOT, show_default=True, help="Who holds the conversation.")
+@click.option("--language", default="", help="The customer's language, where one is known.")
+@json_option
+@reveal_option
+def route_explain(
+    message: str,
+    config_path: Path,
+    number: str,
+    at: int | None,
+    first: bool,
+    holder: str,
+    language: str,
+    as_json: bool,
+    reveal: bool,
+) -> None:
+    """Say which routes take a MESSAGE, why the others do not, and what follows.
+
+    MESSAGE is a file (or - for standard input): a webhook body as Meta sends it, one of its messages, or a record as
+    `depesche tail conversations --json --reveal` prints it.
+    """
+    config = loaded(config_path)
+    at = Instant.now() if at is None else at
+    try:
+        raw = sys.stdin.buffer.read(SAMPLE_BYTES_MAX + 1) if message == "-" else read_file(Path(message))
+        if len(raw) > SAMPLE_BYTES_MAX:
+            raise Misconfigured(f"is larger than {SAMPLE_BYTES_MAX} bytes")
+        items = read_samples(raw, config.settings, at, number)
+    except Misconfigured as error:
+        text = str(error)
+        fail(EXIT_CONFIG, text if text.startswith(f"{message}: ") else f"{message}: {text}")
+    rules = rules_of(config.settings)
+    for item in items:
+        about = asked(item, first, holder, language)
+        judged, routed = explain(rules, about), route(rules, about)
+        if as_json:
+            tree = _tree(about, judged, routed)
+            click.echo(msgspec.json.encode(tree if reveal else masked(tree)))
+        else:
+            for line in _lines(about, judged, routed):
+                click.echo(line if reveal else mask(line))
+
+
+@routes.command("test")
+@click.argument("cases", type=click.Path(path_type=Path, dir_okay=False))
+@config_option
+@click.option("--all", "show_all", is_flag=True, help="Name the cases that are right, too.")
+def route_test(cases: Path, config_path: Path, show_all: bool) -> None:
+    """Try the CASES of a TOML file: messages, and where each is expected to go."""
+    config = loaded(config_path)
+    tried = failed = 0
+    try:
+        for one in try_cases(rules_of(config.settings), config.settings, read_cases(cases), cases.parent):
+            tried += 1
+            failed += bool(one.wrong)
+            if not one.wrong:
+                if show_all:
+                    click.echo(f"right  {one.case.name}")
+                continue
+            click.echo(f"WRONG  {one.case.name}")
+            for what, expected, got in one.wrong:
+                click.echo(f"         {what:<9} expected  {expected}")
+                click.echo(f"         {'':<9} got       {got}")
+            for reason in one.reasons:
+                click.echo(f"         {mask(reason)}")
+    except Misconfigured as error:
+        fail(EXIT_CONFIG, str(error))
+    click.echo(f"{tried} cases, {failed} wrong")
+    if failed:
+        sys.exit(EXIT_CHECK)
+
+
+def _lines(about: Case, judged: list[Judged], routed: Routed) -> list[str]:
+    """Return an explanation for a terminal."""
+    item = about.item
+    lines = [
+        f"{_what(item)} from {item.wa_id or item.bsuid or 'nobody'} to {item.phone_number_id or 'no number'}, "
+        f"received {instant(item.received_at)}",
+        f"assumed: {'the first message' if about.first else 'not the first message'}, held by {about.holder}, "
+        f"language {about.language or 'not known'}",
+    ]
+    for number, (rule, verdict, conditions) in enumerate(judged, 1):
+        onwards = ", continues" if verdict == "taken" and rule.go_on else ""
+        lines.append(f"{number:>3}  {rule.name}: {verdict}{onwards}")
+        if verdict == "not reached":
+            continue
+        lines += [
+            f"       {'yes' if each.holds else 'NO '}  {each.name}: {each.wanted} (found {each.found})"
+            for each in conditions
+        ]
+    lines.append(f"  => sinks: {said(list(routed.sinks))}")
+    follows = {
+        "tags": said(list(routed.tags)) if routed.tags else "",
+        "reply of the broker's own": "" if routed.reply is None else f"that of {routed.reply.rule}",
+        "holder": routed.holder,
+        "language": routed.language,
+    }
+    lines += [f"     {name}: {value}" for name, value in follows.items() if value]
+    return [_printable(line) for line in lines]
+
+
+def _tree(about: Case, judged: list[Judged], routed: Routed) -> dict[str, Any]:
+    """Return an explanation as a tree JSON can say."""
+    return {
+        "what": _what(about.item),
+        "number": about.item.phone_number_id,
+        "received_at": instant(about.item.received_at),
+        "sinks": list(routed.sinks),
+        "tags": list(routed.tags),
+        "reply": None if routed.reply is None else routed.reply.rule,
+        "holder": routed.holder,
+        "language": routed.language,
+        "routes": [
+            {
+                "name": rule.name,
+                "verdict": verdict,
+                "conditions": [each._asdict() for each in conditions],
+            }
+            for rule, verdict, conditions in judged
+        ],
+    }
+
+
+def _what(item: Item) -> str:
+    return f"{item.kind} of type {item.message_type}" if item.message_type else item.kind
+
+
+def _printable(line: str) -> str:
+    """Escape what would steer a terminal: the text came from a customer."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
