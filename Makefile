@@ -7,9 +7,10 @@ export PYTHON
 VENV   := .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 100
+FUZZ_S ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types simulate bench lock clean
+.PHONY: help run test lint types simulate fuzz bench lock clean
 
 help:            ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -44,6 +45,9 @@ types: $(VENV)/.dev  ## strict types
 
 simulate: $(VENV)/.dev  ## SEEDS=1000 seeds of the deterministic simulation
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+fuzz: $(VENV)/.dev  ## FUZZ_S=300 seconds of two fuzzers against a running gateway
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
 
 bench: $(VENV)/.dev  ## first figures, side by side, into benchmarks/results
 	@.ci/prepare test

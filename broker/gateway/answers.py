@@ -25,6 +25,11 @@ def taken(contact: ContactRef, message: MessageRef) -> Answer:
 MARKED = Answer(200, _JSON, _encode(graph.Answer(success=True)), "marked")
 
 
+def described(document: bytes) -> Answer:
+    """Answer the OpenAPI document: the same until the next version of this program."""
+    return Answer(200, {"Content-Type": "application/json", "Cache-Control": "max-age=300"}, document, "described")
+
+
 def refused(
     status: int, error: Error, result: str, rng: random.Random, *, retry_after_s: int = 0, close: bool = False
 ) -> Answer:
@@ -36,6 +41,7 @@ def refused(
 
 
 UNKNOWN_PATH = Error("Unknown path components", "OAuthException", 2500)
+READ_ONLY = Error("Unsupported request: this path takes GET", "GraphMethodException", 100)
 UNSUPPORTED_METHOD = Error("Unsupported request: this path takes POST", "GraphMethodException", 100)
 INVALID_KEY = Error("Invalid OAuth access token - Cannot parse access token", "OAuthException", 190)
 UNAVAILABLE = "(#131016) Service unavailable"

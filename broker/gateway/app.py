@@ -14,7 +14,7 @@ from aiohttp import web
 from broker import metrics
 from broker.clock import Clock
 from broker.core.message import INVALID, error_of
-from broker.gateway import answers
+from broker.gateway import answers, openapi
 from broker.gateway.keys import Keys, allows
 from broker.gateway.messages import Messages
 from broker.listener import Answer, Listener, Refused, read_body
@@ -29,6 +29,7 @@ BYTES_IN_FLIGHT_MAX = 32 * 1024 * 1024
 RESULTS = (
     "accepted",
     "marked",
+    "described",
     "refused",
     "unauthorized",
     "not_found",
@@ -107,6 +108,8 @@ class Gateway:
 
     def admit(self, method: str, path: str, headers: Mapping[str, str]) -> Call | Answer:
         """Say whose request it is before its body is read, or refuse it."""
+        if path.partition("?")[0] == openapi.PATH:
+            return self._describe(method)
         match = _PATH.fullmatch(path.partition("?")[0])
         if match is None:
             return answers.refused(404, answers.UNKNOWN_PATH, "not_found", self._rng, close=True)
@@ -124,6 +127,13 @@ class Gateway:
             error = error_of(INVALID, "The body must be sent without a content encoding.")
             return answers.refused(415, error, "refused", self._rng, close=True)
         return Call(key, number)
+
+    def _describe(self, method: str) -> Answer:
+        """Answer with the OpenAPI document, which nobody needs a key for."""
+        if method == "GET":
+            return answers.described(openapi.encoded())
+        answer = answers.refused(405, answers.READ_ONLY, "not_found", self._rng, close=True)
+        return answer._replace(headers={**answer.headers, "Allow": "GET"})
 
     async def take(self, call: Call, headers: Mapping[str, str], body: bytes, began: float) -> Answer:
         """Answer an admitted request. Never raises."""

@@ -8,36 +8,22 @@ from __future__ import annotations
 from broker.core.message.limits import CAPTION, CONTACTS, EMOJI, ID, KIND, TEXT_BODY, WORDS
 from broker.core.message.shapes import (
     Anything,
-    Fault,
     Flag,
     Identifier,
-    Json,
     ListOf,
     Number,
     Object,
-    Rule,
     Shape,
     Text,
     Url,
-    Wrong,
 )
 
 NAME = Text(WORDS, empty=True)
 
 
-def either(*names: str) -> Rule:
-    """Return the rule that one of the members is needed; a refusal names the first."""
-
-    def rule(value: Json) -> None:
-        if not any(value.get(name) for name in names):
-            raise Wrong(Fault.MISSING, f"is missing: one of {', '.join(names)} is needed", names[0])
-
-    return rule
-
-
 def file(**more: Shape) -> Object:
     """Return the shape of a file, which is named by its id at Meta or by a link that Meta will fetch."""
-    return Object({"id": Identifier(empty=True), "link": Url(empty=True), **more}, rules=(either("id", "link"),))
+    return Object({"id": Identifier(empty=True), "link": Url(empty=True), **more}, one_of=("id", "link"))
 
 
 CAPTIONED = {"caption": Text(CAPTION, empty=True)}

@@ -5,7 +5,7 @@ Source: Meta Cloud API, "Interactive messages"; meta-cloud-api.md 3.2 and 3.3.
 
 from __future__ import annotations
 
-from broker.core.message.contents import FILES, NAME, either
+from broker.core.message.contents import FILES, NAME
 from broker.core.message.limits import (
     BUTTON_ID,
     BUTTON_TITLE,
@@ -73,7 +73,7 @@ def _kind(
 
 def _action(name: str, parameters: Object | None = None) -> Object:
     """Return the shape of an action that is chosen by its name. Its parameters are needed when one of them is."""
-    needed = ("name", "parameters") if parameters is not None and (parameters.needed or parameters.rules) else ("name",)
+    needed = ("name", "parameters") if parameters is not None and parameters.needed else ("name",)
     return Object({"name": Choice((name,)), "parameters": parameters or Object({})}, needed=needed)
 
 
@@ -157,7 +157,7 @@ _FLOW = Object(
         "mode": Choice(("published", "draft")),
     },
     needed=("flow_message_version", "flow_cta"),
-    rules=(either("flow_id", "flow_name"),),
+    one_of=("flow_id", "flow_name"),
 )
 
 _CARD_REPLY = Object({"id": Text(CARD_REPLY_ID), "title": Text(CARD_REPLY_TITLE)}, needed=("id", "title"))

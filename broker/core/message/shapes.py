@@ -183,10 +183,11 @@ class ListOf(Struct, frozen=True):
 
 
 class Object(Struct, frozen=True):
-    """An object: its members, those of them that are needed, and what must hold between them."""
+    """An object: its members, those of them that are needed, those of which one is, and what must hold between them."""
 
     members: Mapping[str, Shape]
     needed: tuple[str, ...] = ()
+    one_of: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
 
     def check(self, value: Any, run: Run) -> None:
@@ -203,6 +204,8 @@ class Object(Struct, frozen=True):
                     raise
             elif name in self.needed:
                 raise Wrong(Fault.MISSING, "is missing", name)
+        if self.one_of and not any(value.get(name) for name in self.one_of):
+            raise Wrong(Fault.MISSING, f"is missing: one of {', '.join(self.one_of)} is needed", self.one_of[0])
         for rule in self.rules:
             rule(value)
 

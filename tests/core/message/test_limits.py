@@ -55,11 +55,9 @@ def example(shape: Shape, extra: str = "") -> Any:
             return words[0]
         case ListOf(element, limit):
             return [example(element, f"{extra}-{index}") for index in range(max(limit.least, 1))]
-        case Object(members, needed):
+        case Object(members, needed, one_of):
             whole = {name: example(members[name], extra) for name in members if name in (*needed, "title")}
-            return (
-                whole | ({"id": "17"} if "link" in members else {}) | ({"flow_id": "1"} if "flow_id" in members else {})
-            )
+            return whole | {name: example(members[name], extra) for name in one_of[:1]}
         case Variants(tag, of):
             kind = next(iter(of))
             return {tag: kind, **example(of[kind], extra)}
