@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from broker import compose, inspect, trial
 from broker.commands.deadletters import deadletters
 from broker.commands.routes import routes
+from broker.commands.sinks import sinks
 from broker.commands.terms import EXIT_CHECK, EXIT_CODES, EXIT_CONFIG, config_option, fail, loaded, run_loop
 from broker.config import Config
 from broker.errors import Misconfigured
@@ -212,6 +213,7 @@ def tail(
 
 main.add_command(deadletters)
 main.add_command(routes)
+main.add_command(sinks)
 
 
 def _json(entry: Entry, *, reveal: bool) -> bytes:

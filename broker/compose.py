@@ -121,7 +121,7 @@ class Roles:
         return GRACE_S_WORKER if self.stages else GRACE_S_PORT
 
 
-def engine_of(config: Config, clock: Clock, rng: random.Random, *, create: bool = True) -> LogEngine:
+def engine_of(config: Config, clock: Clock, rng: random.Random, *, create: bool = True) -> EmbeddedLog | KafkaLog:
     """Return the engine the settings name, not yet started."""
     settings = config.settings.log
     specs = catalogue(config.settings)
@@ -147,6 +147,11 @@ def visit(config: Config) -> Visit:
         engine = EmbeddedLog(folder, catalogue(config.settings), clock=clock, rng=rng, lock_s_max=0.0)
         return EmbeddedVisit(folder, engine)
     return EngineVisit(engine_of(config, clock, rng, create=False))
+
+
+def connector(config: Config) -> Connector:
+    """Return what speaks to sinks, guard and all, to be entered. Raises `Misconfigured`."""
+    return Connector(guard_of(config.settings.connector))
 
 
 def rehearse(config: Config) -> None:
@@ -276,10 +281,10 @@ class _Process:
         started: list[Callable[[float], Awaitable[None]]] = []
         stack.push_async_callback(_stop_together, started, grace_s)
         if "delivery" in self.roles.stages and settings.sinks:
-            connector = Connector(guard_of(settings.connector))
-            await connector.start()
-            stack.push_async_callback(connector.stop)
-            delivery = DeliveryStage(engine, targets_of(config), connector, self.clock, self.rng)
+            poster = connector(config)
+            await poster.start()
+            stack.push_async_callback(poster.stop)
+            delivery = DeliveryStage(engine, targets_of(config), poster, self.clock, self.rng)
             await delivery.start()
             self.reloader.add(partial(_take_targets, delivery))
             started.append(delivery.stop)

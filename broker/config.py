@@ -84,6 +84,11 @@ class Config:
             secrets[sink.name] = tuple(self.secret(f"sinks[{i}].{name}") for name in names)
         return secrets
 
+    def sink_verify_tokens(self) -> dict[str, Secret]:
+        """Return what is said in the handshake towards each sink that has one."""
+        sinks = enumerate(self.settings.sinks)
+        return {s.name: self.secret(f"sinks[{i}].verify_token") for i, s in sinks if s.verify_token is not None}
+
 
 def load(path: Path) -> Config:
     """Read, check and resolve a configuration file. Raises `Misconfigured` with every error found, a line each."""
@@ -158,6 +163,8 @@ def check(settings: Settings) -> Iterable[str]:
         yield from _between(f"{where}.in_flight_max", sink.in_flight_max, 1, 1_000)
         yield from _between(f"{where}.give_up_after_s", sink.give_up_after_s, 1, 7 * 86_400)
         yield from _between(f"{where}.partitions", sink.partitions, 1, 96)
+        if sink.verify_token is not None and sink.kind != "meta":
+            yield f"{where}.verify_token: belongs to kind 'meta', whose handshake it is"
         if sink.previous_secret is not None and sink.kind != "standard":
             yield f"{where}.previous_secret: belongs to kind 'standard'; Meta's format has room for one signature"
     for i, key in enumerate(settings.keys):
@@ -262,6 +269,8 @@ def _sources(settings: Settings) -> Iterable[tuple[str, SecretSource]]:
         yield f"sinks[{i}].secret", sink.secret
         if sink.previous_secret is not None:
             yield f"sinks[{i}].previous_secret", sink.previous_secret
+        if sink.verify_token is not None:
+            yield f"sinks[{i}].verify_token", sink.verify_token
     if settings.log.engine == "kafka" and settings.log.kafka.sasl_password is not None:
         yield "log.kafka.sasl_password", settings.log.kafka.sasl_password
     if settings.sandbox is not None:

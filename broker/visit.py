@@ -8,24 +8,38 @@ has it open.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from broker.errors import LogUnavailable, Misconfigured
 from broker.log.contract import Draft, Entry, LogEngine
 from broker.log.door import Visitor
 from broker.log.embedded import EmbeddedLog
-from broker.log.glance import glance
+from broker.log.glance import glance, progress
+from broker.log.kafka import KafkaLog
 
 OPEN_S_MAX = 60.0
 """A log that cannot be opened in this time is an error to be seen, not a wait."""
 
 APPEND_S_MAX = 10.0
+NEAR_RECORDS = 2_000
+"""Fewer are read quicker than another place is looked up."""
+
 CHUNK_RECORDS_MAX = 100
 CHUNK_BYTES_MAX = 1_000_000
 """What is appended at a time: a frame through the door, and what is repeated after a crash."""
+
+
+class Reached(NamedTuple):
+    """How far a group is in one partition: the first kept offset, the next one, and what the group committed (None:
+    never) with its text."""
+
+    first: int
+    end: int
+    committed: int | None
+    text: str
 
 
 class Visit(Protocol):
@@ -43,8 +57,12 @@ class Visit(Protocol):
         """Return a log's number of partitions. Raises `Misconfigured` when there is no such log."""
         ...
 
-    def read(self, log: str, partition: int, start: int = 0) -> AsyncIterator[Entry]:
+    def read(self, log: str, partition: int, start: int = 0) -> AsyncGenerator[Entry, None]:
         """Read committed records of a partition, from an offset to the present end."""
+        ...
+
+    async def reached(self, group: str, log: str) -> list[Reached]:
+        """Return how far a group of followers is in each partition of a log. Raises `LogUnavailable`."""
         ...
 
     async def append(self, log: str, drafts: Sequence[Draft]) -> None:
@@ -55,7 +73,7 @@ class Visit(Protocol):
 class EngineVisit:
     """A visit by means of an engine of our own, which it starts and closes: Kafka, or an embedded log nobody has."""
 
-    def __init__(self, engine: LogEngine) -> None:
+    def __init__(self, engine: EmbeddedLog | KafkaLog) -> None:
         self.engine = engine
 
     async def __aenter__(self) -> EngineVisit:
@@ -77,9 +95,15 @@ class EngineVisit:
         """Return a log's number of partitions."""
         return _partitions(self.engine, log)
 
-    def read(self, log: str, partition: int, start: int = 0) -> AsyncIterator[Entry]:
+    async def read(self, log: str, partition: int, start: int = 0) -> AsyncGenerator[Entry, None]:
         """Read committed records."""
-        return self.engine.read(log, partition, start or None)
+        async for entry in self.engine.read(log, partition, start or None):
+            yield entry
+
+    async def reached(self, group: str, log: str) -> list[Reached]:
+        """Return how far a group is."""
+        ends, committed = await self.engine.ends(log), await self.engine.committed(group, log)
+        return [Reached(*edges, *done) for edges, done in zip(ends, committed, strict=True)]
 
     async def append(self, log: str, drafts: Sequence[Draft]) -> None:
         """Append."""
@@ -107,11 +131,16 @@ class EmbeddedVisit:
         """Return a log's number of partitions."""
         return _partitions(self._engine, log)
 
-    async def read(self, log: str, partition: int, start: int = 0) -> AsyncIterator[Entry]:
+    async def read(self, log: str, partition: int, start: int = 0) -> AsyncGenerator[Entry, None]:
         """Read committed records."""
         async with aclosing(glance(self._folder, log, partition=partition, offset=start)) as entries:
             async for entry in entries:
                 yield entry
+
+    async def reached(self, group: str, log: str) -> list[Reached]:
+        """Return how far a group is."""
+        self.partitions(log)
+        return [Reached(*found) for found in await asyncio.to_thread(progress, self._folder, group, log)]
 
     async def append(self, log: str, drafts: Sequence[Draft]) -> None:
         """Append, through the door or with the log opened for it."""
@@ -128,6 +157,24 @@ class EmbeddedVisit:
                 return await self._stack.enter_async_context(Visitor(self._folder))
             except LogUnavailable as shut:
                 raise LogUnavailable(f"{taken}; and its door: {shut}") from None
+
+
+async def first_since(visit: Visit, log: str, partition: int, since: int, edges: tuple[int, int]) -> int:
+    """Return an offset before which nothing was appended at `since` (Unix ms) or later, few records before the first
+    that was: a search by halves, since a log may hold millions. Times in a partition grow, but for clocks put back."""
+    low, high = edges
+    while high - low > NEAR_RECORDS:
+        middle = (low + high) // 2
+        at: int | None = None
+        async with aclosing(visit.read(log, partition, middle)) as entries:
+            async for entry in entries:
+                at = entry.appended_at
+                break
+        if at is not None and at < since:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def chunks(drafts: Sequence[Draft]) -> list[list[Draft]]:

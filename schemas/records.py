@@ -186,6 +186,8 @@ class DeliveryEvent(Struct, tag="event", frozen=True, omit_defaults=True):
     accepted_at: int
     tags: tuple[str, ...] = ()
     epoch: int = 0
+    replayed_at: int = 0
+    """When an operator had it delivered once more; 0 for the first time. The sink is told in a header."""
 
 
 class InboundDigest(Struct, tag="inbound", frozen=True, omit_defaults=True):

@@ -64,6 +64,8 @@ class SinkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     account_updates: bool = False
     """Whether it gets what concerns an account or number as a whole: all updates without `metadata`, which some bots'
     libraries refuse."""
+    verify_token: SecretSource | None = None
+    """What `depesche sinks verify` says in the GET handshake towards a `meta` sink, as Meta's dashboard would."""
 
 
 class BotKey(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -137,7 +137,7 @@ def test_every_secret_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured) as error:
         load(file)
     lines = str(error.value).splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert lines[0].startswith("apps[0].secrets[0].file: ")
     assert any("environment variable DEPESCHE_GRAPH_TOKEN: is empty or not set" in line for line in lines)
 

@@ -8,17 +8,23 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import threading
 import tomllib
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import tomlkit
 
 from broker import compose, trial
 from broker.config import load, parse
-from broker.log.catalogue import CONVERSATIONS, DEADLETTERS, catalogue, deliveries
-from broker.log.contract import Draft
-from schemas.records import DeadLetter, encode
+from broker.log.catalogue import CONVERSATIONS, DEADLETTERS, DELIVERY_GROUP, catalogue, deliveries
+from broker.log.contract import Draft, Follow
+from schemas.records import DeadLetter, DeliveryEvent, encode
 from tests.flow.trial import ADA, Trial, free_base_port
 from tests.kafka.engine import kafka_log
 from tests.kafka.fixtures import KafkaForTests
@@ -40,7 +46,7 @@ async def append(config: Path, log: str, drafts: Sequence[Draft]) -> None:
         await visit.append(log, drafts)
 
 
-def shown(log: str, config: Path) -> list[dict[str, object]]:
+def shown(log: str, config: Path) -> list[dict[str, Any]]:
     """Return the records of a log as `depesche tail` shows them."""
     told = here("tail", log, "--json", "--reveal", "--config", config)
     assert told.returncode == 0, told.stderr
@@ -65,8 +71,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
 def test_a_dead_letter_is_put_back_while_the_broker_runs(running: Trial) -> None:
     """Its record stands on its log once more, the letter says so, and a second replay leaves it alone."""
     config = running.config
-    event = next(one for one in shown(deliveries("assistant"), config))
-    assert isinstance(event["record"], dict)
     told = here("deadletters", "replay", "--config", config)
     assert (told.returncode, "which letters?" in said(told)) == (2, True)
     unreadable = letter(CONVERSATIONS, b"of a version to come", reason="malformed")
@@ -136,3 +140,152 @@ async def test_dead_letters_on_kafka_are_put_back_too(kafka: KafkaForTests, kafk
     assert (code, [one["place"] for one in told]) == (0, ["0/2"])
     records = await asyncio.to_thread(shown, "sends.reply", config)
     assert [(one["partition"], one["record"]) for one in records] == [(5, {"unreadable": f"x{n}"}) for n in range(3)]
+
+
+def sinks_listed(config: Path) -> dict[str, dict[str, object]]:
+    told = here("sinks", "list", "--json", "--config", config)
+    assert told.returncode == 0, told.stderr
+    return {one["name"]: one for one in map(json.loads, told.stdout.splitlines())}
+
+
+def test_a_sink_is_paused_and_resumed_while_the_broker_runs(running: Trial) -> None:
+    """From another terminal; the running process follows within a second or two, and the backlog is told."""
+    config = running.config
+    running.until(lambda: sinks_listed(config)["assistant"]["waiting"] == 0, ANSWER_S_MAX)
+    before = running.answers()
+    told = here("sinks", "pause", "assistant", "--note", "bot is mended", "--config", config)
+    assert (told.returncode, told.stdout) == (0, "assistant is paused; its events wait on their log\n"), told.stderr
+    running.until(lambda: paused(running) == 1, ANSWER_S_MAX)
+    running.write("are you there?")
+    running.until(lambda: sinks_listed(config)["assistant"]["waiting"] == 1, ANSWER_S_MAX)
+    one = sinks_listed(config)["assistant"]
+    assert (one["state"], one["note"]) == ("paused", "bot is mended")
+    assert "assistant meta paused since 20" in here("sinks", "list", "--config", config).stdout
+    assert sinks_listed(config)["orders"]["state"] == "running"
+    assert running.answers() == before
+    told = here("sinks", "resume", "assistant", "--config", config)
+    assert (told.returncode, told.stdout) == (0, "assistant runs\n")
+    running.until(lambda: running.answers() > before, ANSWER_S_MAX)
+    told = here("sinks", "pause", "nobody", "--config", config)
+    assert (told.returncode, "no sink 'nobody'; there are assistant, orders" in said(told)) == (2, True)
+
+
+def paused(running: Trial) -> float:
+    _, body = running.call(running.ports.admin, "GET", "/metrics")
+    line = next(
+        line for line in body.decode().splitlines() if line.startswith('depesche_delivery_paused{endpoint="assistant"}')
+    )
+    return float(line.split()[-1])
+
+
+def test_events_are_delivered_once_more_since_a_moment(running: Trial) -> None:
+    """A bot lost its database: what came in the last hours comes again, marked, and a second command adds nothing."""
+    config, log = running.config, deliveries("assistant")
+    originals = [one["record"]["delivery_id"] for one in shown(log, config)]
+    told = here("sinks", "replay", "assistant", "--since", "1h", "--dry-run", "--json", "--config", config)
+    found = json.loads(told.stdout)
+    assert (told.returncode, found["appended"]) == (0, len(originals)), told.stderr
+    assert len(shown(log, config)) == len(originals)
+    told = here("sinks", "replay", "assistant", "--since", "1h", "--limit", "1", "--config", config)
+    assert (told.returncode, "there are more" in said(told)) == (4, True)
+    told = here("sinks", "replay", "assistant", "--since", "2100-01-01T00:00:00Z", "--json", "--config", config)
+    assert (told.returncode, json.loads(told.stdout)["appended"]) == (0, 0)
+    copies = [one["record"] for one in shown(log, config) if one["record"].get("replayed_at")]
+    assert [one["delivery_id"] for one in copies] == originals[:1]
+    running.until(lambda: sinks_listed(config)["assistant"]["waiting"] == 0, ANSWER_S_MAX)
+    told = here("sinks", "replay", "assistant", "--since", "yesterday", "--config", config)
+    assert (told.returncode, "must be like 2026-03-01T12:00:00Z" in told.stderr) == (2, True)
+
+
+class Webhook(BaseHTTPRequestHandler):
+    """A bot's webhook: repeats the challenge to whoever knows the token; as told, something else."""
+
+    says: ClassVar[str] = ""
+
+    def do_GET(self) -> None:
+        query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+        knows = query["hub.mode"] == "subscribe" and query["hub.verify_token"] == "what the bot expects"
+        self.send_response(200 if knows else 403)
+        self.end_headers()
+        self.wfile.write((self.says or query["hub.challenge"]).encode() if knows else b"")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_sink_proves_itself_as_meta_asks(tmp_path: Path) -> None:
+    """Before a brand switches a bot over: the same GET, and a plain word about what was wrong. No log is needed."""
+    config = trial.prepare(tmp_path / "data", trial.Ports.from_base(free_base_port()))
+    told = here("sinks", "verify", "--config", config)
+    assert (told.returncode, "no sink has a verify_token" in said(told)) == (2, True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Webhook) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            tree = tomllib.loads(config.read_text())
+            assistant = next(sink for sink in tree["sinks"] if sink["name"] == "assistant")
+            assistant["url"] = f"http://127.0.0.1:{server.server_port}/hook"
+            assistant["verify_token"] = {"file": "token"}
+            token = config.with_name("token")
+            other = config.with_name("verifying.toml")
+            other.write_text(tomlkit.dumps(tree))
+            token.write_text("what the bot expects")
+            told = here("sinks", "verify", "--config", other)
+            assert (told.returncode, told.stdout) == (0, "assistant: verified\n"), told.stderr
+            token.write_text("another one")
+            told = here("sinks", "verify", "assistant", "--config", other)
+            assert (told.returncode, "expects another verify token" in told.stdout) == (4, True)
+            token.write_text("what the bot expects")
+            Webhook.says = "<html>welcome</html>"
+            told = here("sinks", "verify", "assistant", "--json", "--config", other)
+            assert (told.returncode, json.loads(told.stdout)["verified"]) == (4, False)
+        finally:
+            Webhook.says = ""
+            server.shutdown()
+            thread.join(5)
+    told = here("sinks", "verify", "assistant", "--config", other)
+    assert (told.returncode, "connection" in told.stdout) == (4, True)
+    told = here("sinks", "verify", "orders", "--config", other)
+    assert (told.returncode, "belongs to kind 'meta'" in said(told)) == (2, True)
+
+
+@pytest.mark.kafka
+async def test_sinks_on_kafka_are_looked_at_paused_and_replayed(
+    kafka: KafkaForTests, kafka_prefix: str, tmp_path: Path
+) -> None:
+    """The group's own commits tell what waits; the halves of a search find where a replay begins."""
+    made = trial.prepare(tmp_path / "data", trial.Ports.from_base(free_base_port()))
+    config = on_kafka(made, kafka.bootstrap, kafka_prefix)
+    settings = parse(tomllib.loads(config.read_text()))
+    log_name = deliveries("assistant")
+    async with kafka_log(kafka.bootstrap, kafka_prefix, catalogue(settings)) as log:
+        events = [encode(DeliveryEvent(f"e{n}", "message", "1", "main:1", b"{}", 1, 1)) for n in range(5_000)]
+        await log.append(log_name, [Draft(KEY, event, 0) for event in events[:4_990]], 20.0)
+        since = max([entry.appended_at async for entry in log.read(log_name, 0, 4_989)]) + 1
+        await asyncio.sleep(0.05)
+        await log.append(log_name, [Draft(KEY, event, 0) for event in events[4_990:]], 20.0)
+        done = asyncio.Event()
+
+        async def follow(one: Follow) -> None:
+            await one.restore()
+            if one.partition == 0:
+                await one.commit(4_000)
+                done.set()
+            await asyncio.sleep(60)
+
+        membership = await log.follow(DELIVERY_GROUP, [log_name], follow)
+        await asyncio.wait_for(done.wait(), 20)
+        await membership.leave()
+    listed = await asyncio.to_thread(sinks_listed, config)
+    assert (listed["assistant"]["waiting"], listed["assistant"]["kept"]) == (1_000, 5_000)
+    assert (listed["orders"]["waiting"], listed["orders"]["state"]) == (0, "running")
+    assert (await asyncio.to_thread(here, "sinks", "pause", "assistant", "--config", config)).returncode == 0
+    assert (await asyncio.to_thread(sinks_listed, config))["assistant"]["state"] == "paused"
+    moment = datetime.fromtimestamp(since / 1_000, UTC).isoformat()
+    told = await asyncio.to_thread(
+        here, "sinks", "replay", "assistant", "--since", moment, "--json", "--config", config
+    )
+    assert json.loads(told.stdout)["appended"] == 10, told.stderr
+    told = await asyncio.to_thread(here, "tail", log_name, "--offset", "5000", "--json", "--config", config)
+    again = [json.loads(line)["record"] for line in told.stdout.splitlines()]
+    assert [one["delivery_id"] for one in again] == [f"e{n}" for n in range(4_990, 5_000)]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import aiohttp
 from aiohttp.connector import AddrInfoType
@@ -91,23 +92,27 @@ class Connector:
         """Return the answer of one POST. Raises `PostFailed`."""
         assert self._session is not None, "start comes first"
         timeout = aiohttp.ClientTimeout(total=timeout_s, connect=None, sock_connect=min(CONNECT_S_MAX, timeout_s))
-        try:
+        with _translated(timeout_s):
             async with self._session.post(
                 url, headers=headers, data=body, timeout=timeout, allow_redirects=False
             ) as response:
                 posted = Posted(response.status, response.headers.get("Retry-After", "")[:100])
                 await _drop_answer(response)
                 return posted
-        except aiohttp.ConnectionTimeoutError:
-            raise PostFailed("connection", "no connection in time") from None
-        except TimeoutError:
-            raise PostFailed("timeout", f"no answer within {timeout_s:g} s") from None
-        except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, ForbiddenAddress):
-                raise PostFailed("forbidden", str(error.os_error)) from None
-            raise PostFailed("connection", type(error).__name__) from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise PostFailed("connection", type(error).__name__) from None
+
+    async def get(self, url: str, query: Mapping[str, str], timeout_s: float) -> tuple[int, bytes]:
+        """Return status and body (its first `ANSWER_BYTES_MAX` bytes) of one GET. Raises `PostFailed`."""
+        assert self._session is not None, "start comes first"
+        timeout = aiohttp.ClientTimeout(total=timeout_s, connect=None, sock_connect=min(CONNECT_S_MAX, timeout_s))
+        with _translated(timeout_s):
+            async with self._session.get(url, params=query, timeout=timeout, allow_redirects=False) as response:
+                body = b""
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > ANSWER_BYTES_MAX:
+                        response.close()
+                        break
+                return response.status, body[:ANSWER_BYTES_MAX]
 
     def _socket(self, address: AddrInfoType) -> socket.socket:
         """Make a socket for an address that is permitted. Raises `ForbiddenAddress`."""
@@ -115,6 +120,23 @@ class Connector:
         if not self._guard.permits(str(place[0])):
             raise ForbiddenAddress("the address is not public and not in connector.allow, or it is in connector.deny")
         return socket.socket(family, kind, protocol)
+
+
+@contextmanager
+def _translated(timeout_s: float) -> Iterator[None]:
+    """Turn the client's errors into `PostFailed`."""
+    try:
+        yield
+    except aiohttp.ConnectionTimeoutError:
+        raise PostFailed("connection", "no connection in time") from None
+    except TimeoutError:
+        raise PostFailed("timeout", f"no answer within {timeout_s:g} s") from None
+    except aiohttp.ClientConnectorError as error:
+        if isinstance(error.os_error, ForbiddenAddress):
+            raise PostFailed("forbidden", str(error.os_error)) from None
+        raise PostFailed("connection", type(error).__name__) from None
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise PostFailed("connection", type(error).__name__) from None
 
 
 async def _drop_answer(response: aiohttp.ClientResponse) -> None:

@@ -6,7 +6,8 @@
 
 At least once, with a stable id. Before a record counts as done its sink took it, or it stands in `deadletters` and the
 conversation was told. What is done above the lowest open record travels in the commit's text (`core/watermark.py`),
-so that a restart delivers again only what was under way. An open breaker leaves everything where it is: on the log.
+so that a restart delivers again only what was under way. An open breaker leaves everything where it is, on the log, and
+so does an operator who has paused the sink (`workers/control.py`).
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from broker.errors import LeaseRevoked, LogUnavailable
 from broker.log.catalogue import CONVERSATIONS, DELIVERY_GROUP, deliveries
 from broker.log.contract import Draft, Entry, Follow, LeaseState, LogEngine, Membership
 from broker.log.lease import Backoff, Signal
-from schemas.records import DeliveryEvent, DeliveryFailed, decode_delivery, encode
+from schemas.records import DeliveryEvent, DeliveryFailed, SinkControl, decode_delivery, encode
 from workers.actor import Actor, Woke
+from workers.control import Controls
 from workers.gate import Gate, Line
 from workers.poster import Posted, Poster, PostFailed
 from workers.sinks import Target
@@ -109,6 +111,9 @@ class DeliveryStage:
         self.crashes = Crashes(Lane.kind)
         self._targets = {deliveries(target.name): target for target in targets}
         self._gates: dict[str, Gate] = {}
+        self._paused = dict.fromkeys((target.name for target in targets), False)
+        self._controls = Controls(engine, rng, self._heard, self._caught_up)
+        self._has_caught_up = False
         self._running: dict[SinkPartition, None] = {}
         self._membership: Membership | None = None
         self._measuring: asyncio.Task[None] | None = None
@@ -132,6 +137,7 @@ class DeliveryStage:
         """Join the group. Raises what `LogEngine.follow` raises."""
         for log, target in self._targets.items():
             self._gates[log] = Gate(target.name, self.clock, self.rng, self.limits.breaker)
+        self._controls.start()
         self._membership = await self.engine.follow(DELIVERY_GROUP, list(self._targets), self._run)
         self._measuring = asyncio.create_task(self._measure())
 
@@ -140,6 +146,7 @@ class DeliveryStage:
         membership, self._membership = self._membership, None
         if membership is not None:
             await membership.leave(timeout_s)
+        await self._controls.stop()
         measuring, self._measuring = self._measuring, None
         if measuring is not None:
             measuring.cancel()
@@ -152,6 +159,22 @@ class DeliveryStage:
             await partition.run()
         finally:
             del self._running[partition]
+
+    def _heard(self, control: SinkControl) -> None:
+        """An operator has spoken. A sink that is not configured here is somebody else's."""
+        if control.sink in self._paused:
+            self._paused[control.sink] = control.paused
+            if self._has_caught_up:
+                self._heed(control.sink)
+
+    def _caught_up(self) -> None:
+        self._has_caught_up = True
+        for sink in self._paused:
+            self._heed(sink)
+
+    def _heed(self, sink: str) -> None:
+        self._gates[deliveries(sink)].pause(self._paused[sink])
+        metrics.delivery_paused.labels(sink).set(self._paused[sink])
 
     async def _measure(self) -> None:
         """Show each sink's backlog, and how old it is, as far as this process has its partitions."""

@@ -78,6 +78,7 @@ class Gate:
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._is_open = False
+        self._is_paused = True
         self._shown = metrics.delivery_breaker_open.labels(sink)
         self._shown.set(0)
 
@@ -151,10 +152,17 @@ class Gate:
         holding_up = (other for other, failing in self._failing.items() if failing.holds_up)
         return next(holding_up, next(iter(self._failing), None)) == key
 
+    def pause(self, is_paused: bool) -> None:
+        """Hold everybody back, or let them pass again. A gate begins paused: nobody has said yet that it is not."""
+        if is_paused != self._is_paused:
+            self._is_paused = is_paused
+            _log.info("sink %s: %s", self._sink, "paused" if is_paused else "runs")
+            self.admit()
+
     def admit(self) -> None:
-        """Let pass whoever may: called whenever a limit, a lease or the breaker may have changed."""
+        """Let pass whoever may: called whenever a limit, a lease, the breaker or a pause may have changed."""
         now = self._clock.monotonic()
-        while self._breaker.may_call(now):
+        while not self._is_paused and self._breaker.may_call(now):
             heads = [(head, line) for line in self._lines if (head := line.first()) is not None]
             if not heads:
                 break

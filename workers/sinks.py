@@ -28,6 +28,7 @@ from schemas.settings import SinkSettings
 
 WHSEC = "whsec_"
 EPOCH = "X-Depesche-Epoch"
+REPLAY = "X-Depesche-Replay"
 LATEST_MS = 253_402_300_799_999
 """The last ms of the year 9999: beyond it a timestamp has no ISO form."""
 
@@ -79,10 +80,9 @@ class Target:
 
     def _standard(self, event: DeliveryEvent, now: int) -> Request:
         at = event.at or event.accepted_at
-        moment = datetime.fromtimestamp(min(max(at, 0), LATEST_MS) / 1_000, UTC)
         body = b'{"type":%b,"timestamp":"%b","data":%b%b}' % (
             ascii_json(msgspec.json.encode(f"whatsapp.{event.kind}")),
-            moment.isoformat(timespec="milliseconds").replace("+00:00", "Z").encode(),
+            iso(at).encode(),
             ascii_json(event.body),
             b',"tags":%b' % msgspec.json.encode(event.tags) if event.tags else b"",
         )
@@ -103,8 +103,18 @@ class Target:
 
 
 def _beside(event: DeliveryEvent) -> dict[str, str]:
-    """Return what we say beside a body: the conversation's epoch, which a bot may hand back when it sends."""
-    return {EPOCH: str(event.epoch)} if event.epoch else {}
+    """Return what we say beside a body: the conversation's epoch, which a bot may hand back when it sends, and when an
+    operator had the event delivered once more."""
+    said = {EPOCH: str(event.epoch)} if event.epoch else {}
+    if event.replayed_at:
+        said[REPLAY] = iso(event.replayed_at)
+    return said
+
+
+def iso(at: int) -> str:
+    """Return Unix ms as ISO 8601 in UTC, as far as that has a form."""
+    moment = datetime.fromtimestamp(min(max(at, 0), LATEST_MS) / 1_000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def ascii_json(body: bytes) -> bytes:

@@ -15,6 +15,7 @@ LEDGER = "ledger"
 TRAFFIC = "traffic"
 ACCOUNTS = "accounts"
 DEADLETTERS = "deadletters"
+CONTROL = "control"
 
 CUSTOMER_STAGE = Stage("customer", (CONVERSATIONS,), STATE)
 
@@ -45,4 +46,5 @@ def catalogue(settings: Settings) -> list[LogSpec]:
         *(LogSpec(deliveries(sink.name), sink.partitions, "time", 7 * DAY_MS) for sink in settings.sinks),
         LogSpec(ACCOUNTS, 1, "time", 7 * DAY_MS),
         LogSpec(DEADLETTERS, 1, "time", 30 * DAY_MS),
+        LogSpec(CONTROL, 1, "last"),
     ]

@@ -21,6 +21,7 @@ from broker.errors import LogUnavailable, Misconfigured, RecordTooLarge
 from broker.log.contract import Draft, Entry, Follow, Lease, LogSpec, Stage
 from broker.log.coordinator import Group, Held, Item, Member, Opener
 from broker.log.embedded_lease import RECORD_OVERHEAD_BYTES, Desk, EmbeddedFollow, EmbeddedLease, Pending, partition_of
+from broker.log.glance import progress
 from broker.log.index import Index
 from broker.log.partitioning import partition_for
 from broker.log.position import POSITION, check_drafts, check_stage
@@ -293,6 +294,13 @@ class EmbeddedLog:
         self._must_be_open()
         check_stage(stage, self._logs)
         return await EmbeddedLease.open(self.desk, stage, partition)
+
+    async def committed(self, group: str, log: str) -> list[tuple[int | None, str]]:
+        """Return what a group committed for each partition of a log, with its text: for tools. Raises
+        `LogUnavailable`, `Misconfigured`."""
+        self._must_be_open()
+        found = await asyncio.to_thread(progress, self._store.folder, group, log)
+        return [(offset, text) for _, _, offset, text in found]
 
     async def rebalance(self, name: str) -> None:
         """Revoke and grant a stage's or group's partitions anew, as if a member had come and gone."""

@@ -23,6 +23,51 @@ TAIL_WAIT_S = 0.3
 """How often the end is looked at: a person watches."""
 
 
+def progress(folder: Path, group: str, log: str) -> list[tuple[int, int, int | None, str]]:
+    """Return for each partition of a log: first kept offset, next one, what a group committed (None: never), its text.
+
+    Blocks for as long as SQLite needs. Raises as `glance` does.
+    """
+    file = folder / DATABASE
+    db = _opened(file)
+    try:
+        rows = db.execute(
+            "SELECT places.id, next, offset, coalesce(metadata, '') FROM places LEFT JOIN followers "
+            "ON followers.place = places.id AND followers.name = ? WHERE log = ? ORDER BY partition",
+            (group, log),
+        ).fetchall()
+        # One look at all records, which are found by their row, not by their place. `next` is written when the log is
+        # opened and what it counts is removed: the records tell the rest.
+        edges = {
+            place: (first, last + 1)
+            for place, first, last in db.execute(
+                "SELECT place, min(offset), max(offset) FROM records "
+                "WHERE place IN (SELECT value FROM json_each(?)) GROUP BY place",
+                (json.dumps([row[0] for row in rows]),),
+            )
+        }
+        if not rows:
+            raise Misconfigured(_no_such_place(db, file, log, None))
+    except sqlite3.Error as error:
+        raise LogUnavailable(f"{file}: cannot be read ({error})") from None
+    finally:
+        db.close()
+    found = []
+    for place, following, offset, text in rows:
+        first, end = edges.get(place, (following, following))
+        found.append((first, max(end, following), offset, text))
+    return found
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    if not file.exists():
+        raise Misconfigured(f"{file}: there is no log there yet; start `depesche run` once, or name another path")
+    try:
+        return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+    except sqlite3.Error as error:
+        raise LogUnavailable(f"{file}: cannot be opened ({error})") from None
+
+
 async def glance(
     folder: Path, log: str, *, partition: int | None = None, offset: int = 0, tail: bool = False
 ) -> AsyncGenerator[Entry, None]:
@@ -31,12 +76,7 @@ async def glance(
     Raises `Misconfigured` when the file or the log does not exist, `LogUnavailable` when it cannot be read.
     """
     file = folder / DATABASE
-    if not file.exists():
-        raise Misconfigured(f"{file}: there is no log there yet; start `depesche run` once, or name another path")
-    try:
-        db = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
-    except sqlite3.Error as error:
-        raise LogUnavailable(f"{file}: cannot be opened ({error})") from None
+    db = _opened(file)
     try:
         places = {
             int(place): int(number)

@@ -171,6 +171,12 @@ class KafkaLog:
         check_stage(stage, self._specs)
         return await open_lease(self._open[1], Outside(), stage, partition)
 
+    async def committed(self, group: str, log: str) -> list[tuple[int | None, str]]:
+        """Return what a group committed for each partition of a log, with its text: for tools. Raises
+        `LogUnavailable`."""
+        self._must_know(log)
+        return await self._topics.committed(self._settings.prefix + group, log)
+
     async def rebalance(self, name: str) -> None:
         """Have the partitions of a stage's or group's members in this process revoked and granted anew."""
         for member in self._members:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import IncompatibleBrokerVersion, for_code
@@ -124,6 +125,20 @@ class Topics:
                 if is_there != value and not (what == "max.message.bytes" and int(is_there) >= int(value)):
                     differing.append(Difference(name, what, value, is_there, what in FATAL))
         return differing
+
+    async def committed(self, group: str, log: str) -> list[tuple[int | None, str]]:
+        """Return what a consumer group committed for each partition of a log, with its text. Raises
+        `LogUnavailable`."""
+        topic = topic_name(self._settings.prefix, log)
+        places = [TopicPartition(topic, partition) for partition in range(self._specs[topic].partitions)]
+        async with self._admin() as admin:
+            found = await admin.list_consumer_group_offsets(group, partitions=places)
+        return [
+            (found[place].offset, found[place].metadata or "")
+            if place in found and found[place].offset >= 0
+            else (None, "")
+            for place in places
+        ]
 
     async def _create(self, admin: AIOKafkaAdminClient, names: Sequence[str]) -> None:
         made = [

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import pytest
 from standardwebhooks import Webhook
 
@@ -22,7 +23,7 @@ from broker.core.addresses import AddressGuard
 from broker.core.breaker import BreakerLimits
 from broker.core.retry import Schedule
 from broker.core.watermark import Watermark
-from broker.log.catalogue import CONVERSATIONS, DEADLETTERS, DELIVERY_GROUP, deliveries
+from broker.log.catalogue import CONTROL, CONVERSATIONS, DEADLETTERS, DELIVERY_GROUP, deliveries
 from broker.log.contract import Draft, Follow, LogSpec
 from broker.log.embedded import EmbeddedLog
 from broker.secrets import Secret
@@ -30,8 +31,10 @@ from schemas.records import (
     DeadLetter,
     DeliveryEvent,
     DeliveryFailed,
+    SinkControl,
     decode_conversation,
     decode_dead_letter,
+    decode_delivery,
     encode,
 )
 from schemas.settings import SecretSource, SinkSettings
@@ -97,6 +100,7 @@ class World:
             *(LogSpec(deliveries(name), PARTITIONS) for name in self.sinks),
             LogSpec(CONVERSATIONS, 4),
             LogSpec(DEADLETTERS, 1),
+            LogSpec(CONTROL, 1, "last"),
         ]
         return EmbeddedLog(self.path, specs, clock=self.clock, rng=random.Random(5))
 
@@ -622,3 +626,67 @@ async def test_the_backlog_and_its_age_are_shown(world: World) -> None:
     await until(lambda: metrics.delivery_pending_records.labels("bot")._value.get() == 3)
     oldest = metrics.delivery_oldest_pending_timestamp.labels("bot")._value.get()
     assert abs(oldest - appended_at / 1_000) < 5
+
+
+async def said(world: World, sink: str, *, paused: bool) -> None:
+    await world.log.append(CONTROL, [Draft(sink.encode(), encode(SinkControl(sink, paused, 1)))], 10.0)
+
+
+async def test_a_paused_sink_gets_nothing_until_it_is_resumed_and_then_all_in_order(world: World) -> None:
+    """An operator holds one bot back while it is mended; the other goes on, and nothing is lost or given up."""
+    bot, other = await world.bot(), await world.bot()
+    stage = await world.deliver(target(bot, give_up_after_s=0.1), target(other, "other"))
+    await world.append("a", 0)
+    await until(lambda: bot.numbers("a") == [0])
+    await said(world, "bot", paused=True)
+    await until(lambda: metrics.delivery_paused.labels("bot")._value.get() == 1)
+    await world.append("a", 1, 2)
+    await world.append("b", 0)
+    await world.append("a", 0, sink="other")
+    await until(lambda: other.numbers("a") == [0])
+    await asyncio.sleep(0.3)
+    assert len(bot.seen) == 1
+    await said(world, "bot", paused=False)
+    await until(lambda: (bot.numbers("a"), bot.numbers("b")) == ([0, 1, 2], [0]))
+    assert await world.dead_letters() == []
+    await until(committed(stage))
+
+
+async def test_a_pause_outlives_a_restart(world: World) -> None:
+    """Nothing is delivered before the control log was read: a pause that a crash ends would be none."""
+    await said(world, "bot", paused=False)
+    await said(world, "nobody", paused=True)
+    await said(world, "bot", paused=True)
+    await world.append("a", 0)
+    bot = await world.bot()
+    await world.deliver(target(bot))
+    await asyncio.sleep(0.3)
+    await world.crash_and_reopen()
+    await world.deliver(target(bot))
+    await asyncio.sleep(0.3)
+    assert bot.seen == []
+    await said(world, "bot", paused=False)
+    await until(lambda: bot.numbers("a") == [0])
+
+
+async def test_a_control_record_of_a_version_to_come_is_passed_over(world: World) -> None:
+    """An older worker beside newer ones: it knows less, and must not stand still for it."""
+    await world.log.append(CONTROL, [Draft(b"bot", b"of a version to come")], 10.0)
+    bot = await world.bot()
+    await world.deliver(target(bot))
+    await world.append("a", 0)
+    await until(lambda: bot.numbers("a") == [0])
+
+
+async def test_a_replayed_event_says_so_and_is_the_same_otherwise(world: World) -> None:
+    """A bot that compares bodies finds its own; one that looks at headers knows why it comes again."""
+    bot = await world.bot()
+    await world.deliver(target(bot))
+    await world.append("a", 0)
+    again = msgspec.structs.replace(decode_delivery(value("a", 0)), replayed_at=1_700_000_000_000)
+    await world.log.append(deliveries("bot"), [Draft(b"a", encode(again))], 10.0)
+    await until(lambda: bot.numbers("a") == [0, 0])
+    first, second = bot.seen
+    assert first.body == second.body
+    assert "X-Depesche-Replay" not in first.headers
+    assert second.headers["X-Depesche-Replay"] == "2023-11-14T22:13:20.000Z"

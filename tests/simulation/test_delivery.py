@@ -14,7 +14,7 @@ from random import Random
 import pytest
 
 from broker.errors import LogUnavailable
-from broker.log.catalogue import CONVERSATIONS, DEADLETTERS, DELIVERY_GROUP, deliveries
+from broker.log.catalogue import CONTROL, CONVERSATIONS, DEADLETTERS, DELIVERY_GROUP, deliveries
 from broker.log.contract import Draft, LogSpec
 from broker.secrets import Secret
 from schemas.records import (
@@ -40,6 +40,7 @@ SPECS = [
     *(LogSpec(deliveries(sink), PARTITIONS) for sink in SINKS),
     LogSpec(CONVERSATIONS, 4),
     LogSpec(DEADLETTERS, 1),
+    LogSpec(CONTROL, 1, "last"),
 ]
 FAULTS_END_S = 1_800.0
 
