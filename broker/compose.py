@@ -26,7 +26,7 @@ from broker import garbage, metrics
 from broker.admin import Admin
 from broker.clock import Clock, SystemClock
 from broker.config import Config, load
-from broker.core.customer import context_of
+from broker.core.customer import Context, context_of
 from broker.errors import LogUnavailable, Misconfigured
 from broker.gateway.app import Gateway, gateway_app
 from broker.log.catalogue import catalogue
@@ -159,7 +159,7 @@ def rehearse(config: Config) -> None:
     settings, sandbox = config.settings, config.settings.sandbox
     secrets = config.sink_secrets()
     attempts: list[Callable[[], object]] = [
-        lambda: context_of(settings),
+        lambda: context_from(config),
         lambda: guard_of(settings.connector),
         *(partial(Target, sink, secrets[sink.name]) for sink in settings.sinks),
     ]
@@ -290,7 +290,7 @@ class _Process:
             started.append(delivery.stop)
             self._watch("delivery", delivery)
         if "customer" in self.roles.stages:
-            customer = CustomerStage(engine, context_of(settings, config.media_secrets()), self.clock, self.rng)
+            customer = CustomerStage(engine, context_from(config), self.clock, self.rng)
             await customer.start()
             self.reloader.add(partial(_take_context, customer))
             started.append(customer.stop)
@@ -364,6 +364,11 @@ class _Process:
         self.ready[name] = why_not_ready
 
 
+def context_from(config: Config) -> Context:
+    """Return what customers' decisions need of a configuration. Raises `ValueError`."""
+    return context_of(config.settings, config.media_secrets())
+
+
 def targets_of(config: Config) -> list[Target]:
     """Return the sinks as they are delivered to. Raises `Misconfigured`."""
     secrets = config.sink_secrets()
@@ -378,7 +383,7 @@ def _take_targets(delivery: DeliveryStage, config: Config) -> Take:
 
 
 def _take_context(customer: CustomerStage, config: Config) -> Take:
-    return partial(customer.adopt, context_of(config.settings))
+    return partial(customer.adopt, context_from(config))
 
 
 def _take_numbers(sender: SenderStage, config: Config) -> Take:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 import tomlkit
 
-from broker import metrics, reload, trial
+from broker import compose, metrics, reload, trial
 from broker.clock import SystemClock
 from broker.config import Config, load, parse
 from broker.errors import Misconfigured
 from broker.reload import Reloader, Take, digest, needs_restart
 from tests.actors.bots import until
+from workers.customer import CustomerStage
 
 Tree = dict[str, Any]
 QUICK_S = 0.02
@@ -241,6 +243,20 @@ async def test_what_was_wrong_is_read_again_though_no_known_file_changes(
         assert value("config_reload_ok") == 1
     finally:
         await reloader.stop()
+
+
+def test_what_is_taken_while_running_is_what_a_start_would_take(file: Path) -> None:
+    """A customer stage that forgot a secret with each reload would show bots Meta's own urls from then on."""
+    config = load(file)
+    engine = compose.engine_of(config, SystemClock(), random.Random(1))
+    stage = CustomerStage(engine, compose.context_from(config), SystemClock(), random.Random(1))
+    started = stage.context
+    edit(file, add_route)
+    after = load(file)
+    compose._take_context(stage, after)()
+    assert stage.context.numbers == started.numbers
+    assert all(number.media_secret for number in stage.context.numbers.values())
+    assert [rule.name for rule in stage.context.rules] == ["news", *(rule.name for rule in started.rules)]
 
 
 def test_what_takes_a_restart_is_named_setting_by_setting(file: Path) -> None:
