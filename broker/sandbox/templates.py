@@ -139,10 +139,11 @@ def body_parameters(content: Json) -> list[Json]:
 
 
 def quick_reply_payloads(content: Json) -> dict[int, str]:
-    """Return the payloads a send gave its quick replies, by index."""
+    """Return the payloads a send gave its quick replies, by index. Libraries write the kinds in either case."""
     payloads: dict[int, str] = {}
     for component in content.get("components", []):
-        if str(component.get("type", "")).lower() == "button" and component.get("sub_type") == "quick_reply":
+        kinds = [str(component.get(name, "")).lower() for name in ("type", "sub_type")]
+        if kinds == ["button", "quick_reply"]:
             for parameter in component.get("parameters", []):
                 payloads[int(component.get("index", 0))] = str(parameter.get("payload", ""))
     return payloads

@@ -128,7 +128,7 @@ def template(name: str, place: str) -> Json:
     payload = {"type": "payload", "payload": f"track:{name}"}
     components = [
         {"type": "body", "parameters": words},
-        {"type": "button", "sub_type": "quick_reply", "index": "0", "parameters": [payload]},
+        {"type": "button", "sub_type": "QUICK_REPLY", "index": "0", "parameters": [payload]},
     ]
     content = {"name": "order_update", "language": {"code": "en_US"}, "components": components}
     return {"type": "template", "template": content}
