@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from broker.sandbox.journal import Called, Entry, Ticked
+from broker.sandbox.journal import Called, Entry, Posted, Ticked, Webhook
 from broker.sandbox.people import Person
 from broker.sandbox.platform import Platform
 from broker.sandbox.shapes import Json
@@ -24,7 +24,7 @@ UNREAD_MAX = 1_000
 """Messages that wait for one customer's attention; the oldest are passed over."""
 
 ON_THEIR_WAY_MAX = 200_000
-"""Accepted messages that are not delivered yet."""
+"""Messages under way at once: accepted and not delivered yet, or written and not arrived."""
 
 DEMO: tuple[Person, ...] = (
     Person(wa_id="15550001234", bsuid="US.13000000000000000001", name="Ada Example", reads="open"),
@@ -114,6 +114,7 @@ class Screens:
         self.platform = platform
         self._customers: dict[tuple[str, str], Customer] = {}
         self._on_their_way: dict[str, Called] = {}
+        self._written: dict[int, tuple[Customer, str]] = {}
         self._stop = platform.journal.listen(self._see)
 
     def customer(self, number: str, person_id: str) -> Customer:
@@ -142,6 +143,15 @@ class Screens:
             customer = self._customers.get((entry.number, entry.person))
             if called is not None and customer is not None and entry.status == "delivered":
                 customer.receive(called, entry.mono)
+        elif isinstance(entry, Webhook):
+            if entry.kind == "message" and (customer := self._customers.get((entry.number, entry.person))) is not None:
+                self._written[entry.seq] = (customer, entry.wamid)
+                if len(self._written) > ON_THEIR_WAY_MAX:
+                    del self._written[next(iter(self._written))]
+        elif isinstance(entry, Posted) and entry.answer == 200:
+            for seq in entry.items:
+                if (written := self._written.pop(seq, None)) is not None:
+                    written[0].arrived(written[1])
 
 
 class Customer:
@@ -155,6 +165,7 @@ class Customer:
         self.written = 0
         """Messages this customer wrote."""
         self._unread: deque[Received] = deque(maxlen=UNREAD_MAX)
+        self._arrived: dict[str, None] = {}
         self._news = asyncio.Event()
 
     def receive(self, called: Called, at: float) -> None:
@@ -167,6 +178,11 @@ class Customer:
             received = received._replace(text=shown["text"], quick_replies=replies)
         self.seen.append(received)
         self._unread.append(received)
+        self._news.set()
+
+    def arrived(self, wamid: str) -> None:
+        """A message of this customer's arrived: its webhook was answered with 200."""
+        self._arrived[wamid] = None
         self._news.set()
 
     def say(self, text: str, quoting: str = "") -> str:
@@ -228,6 +244,17 @@ class Customer:
                     await self._news.wait()
         except TimeoutError:
             raise Unanswered(f"nothing that matches {pattern!r} within {timeout_s} s") from None
+
+    async def wait_until_arrived(self, wamid: str, timeout_s: float) -> None:
+        """Wait until a message of one's own arrived: what is written after that is later for everybody, while Meta
+        keeps no order among what it still carries. Raises `Unanswered`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while wamid not in self._arrived:
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            raise Unanswered(f"{wamid} did not arrive within {timeout_s} s") from None
 
     def _write(self, kind: str, content: Json, quoting: str) -> str:
         self.written += 1

@@ -14,7 +14,7 @@ words, first and alone, so that the referee sees what was sent twice or too earl
 | 6 | writes "Order [n:6]" | template `order_update` in en_US, its third parameter "[n:6]", first payload `track:n` |
 | 7 | taps its first quick reply | reacts to that tap |
 | 8 | reacts to the template | a text with the emoji and "to 6": it knows which of its messages is meant |
-| 9 … 11 | writes three texts at once | each answered by a text that quotes it, in their order |
+| 9 … 11 | writes three texts without a pause | each answered by a text that quotes it, in their order |
 """
 
 from __future__ import annotations
@@ -106,9 +106,12 @@ class Tour:
         self._holds("to 6" in told.text, "the bot knows which of its messages the reaction is to")
 
         await self._pause(think_s)
-        asked_for = [customer.say(f"Once more {self._place(i)}") for i in range(9, STEPS)]
-        left = dict(zip(asked_for, range(9, STEPS), strict=True))  # delivered in any order; the referee saw theirs
-        while left:
+        left: dict[str, int] = {}
+        for i in range(9, STEPS):
+            wamid = customer.say(f"Once more {self._place(i)}")
+            left[wamid] = i
+            await customer.wait_until_arrived(wamid, self._answer_within_s)
+        while left:  # on the screen in any order; the referee judges in which they were sent
             told = await self._answer("text", "")
             self._holds(told.quoting in left, f"what is quoted was written just now, not {told.quoting}")
             self._holds(self._place(left.pop(told.quoting)) in told.text, "what is quoted is what is answered")
