@@ -26,6 +26,10 @@ READY_S_MAX = 60.0
 """A process on a machine that builds and tests at the same time."""
 STOP_S_MAX = 20.0
 
+DOUBT_S = 30.0
+"""When a reply whose fate is unknown is sent again: half of the default, so that a test waits half as long, and twice
+what Meta's statuses may take while a receiver is started anew (repeated after 1, 3, 7 and 15 s)."""
+
 APP_SECRET = "5eba57ade1c0ffee"
 GRAPH_TOKEN = "EAAtest"
 SINK_SECRET = "b07b07b07"
@@ -230,6 +234,7 @@ class Deployment:
             "gateway": {"port": self.gateway_port},
             "sender": {"graph_url": f"http://127.0.0.1:{self.sandbox_port}", **self.sender},
             "connector": {"allow": ["127.0.0.0/8"]},
+            "customer": {"doubt": {"reply_s": DOUBT_S}},
             "sandbox": {
                 "port": self.sandbox_port,
                 "webhook_url": f"http://127.0.0.1:{self.receiver_port}/webhooks/meta/main",
