@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from tests.actors import ports
 from tests.actors.ports import embedded
 from tests.actors.test_gateway import Port, serving
-from tests.fuzz.guided import Choices, body_of
+from tests.fuzz.guided import PLANTED, Choices, body_of
 from tests.fuzz.program import guided, schemathesis
 
 SCHEMATHESIS_S = 10
 """Its other phases are for `make fuzz`: they think for ten seconds before their first request."""
 GUIDED_S = 5
+PLANTED_S = 60
+"""At most; it ends when it has found it."""
 
 
 @pytest.fixture
@@ -46,6 +48,14 @@ async def test_a_fuzzer_that_sees_which_lines_it_reaches_finds_no_crash(tmp_path
     runs = re.search(r"stat::number_of_executed_units: +(\d+)", text)
     assert runs, text[-3_000:]
     assert int(runs[1]) > 100
+
+
+async def test_it_finds_a_planted_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One value in one member of one type: a fuzzer that cannot find that proves nothing by its silence."""
+    monkeypatch.setenv(PLANTED, "1")
+    code, text = await guided(tmp_path, PLANTED_S)
+    assert code not in (0, -1), text[-3_000:]
+    assert "the planted bug" in text
 
 
 @settings(max_examples=200, deadline=None)
