@@ -66,7 +66,7 @@ WINDOWS_MAX = 16
 
 WAITING_BYTES_MAX = 1_000_000
 """Payloads of one customer's waiting sends, written with every change of its state. One send of the gateway's limit
-(256 kB) always fits beside others, and the state stays far below a record's limit."""
+(512 kB) always fits beside others, and the state stays far below a record's limit."""
 
 ATTEMPTS_MAX = 2
 """A send in doubt is repeated once: each repetition may be a duplicate, and doubt that returns has a cause that

@@ -302,13 +302,24 @@ async def test_unknown_types_pass_and_are_counted_or_are_refused(tmp_path: Path)
 
 
 async def test_what_is_too_large_or_encoded_is_refused_unread(port: Port) -> None:
-    """256 kB hold every message there is."""
-    large = json.dumps({**TEXT, "x": "x" * 300_000}).encode()
+    """512 kB hold every message there is."""
+    large = json.dumps({**TEXT, "x": "x" * 600_000}).encode()
     assert error(await port.send(large))[:2] == (413, 100)
-    fits = json.dumps({**TEXT, "x": "x" * 250_000}).encode()
+    fits = json.dumps({**TEXT, "x": "x" * 500_000}).encode()
     assert (await port.send(fits))[0] == 200
     assert error(await port.send(gzip.compress(fits), Content_Encoding="gzip"))[:2] == (415, 100)
     assert len(await port.requests()) == 1
+
+
+async def test_the_largest_documented_messages_are_taken_however_they_are_escaped(port: Port) -> None:
+    """A client that escapes every character writes twelve bytes for an emoji."""
+    words = {"type": "body", "parameters": [{"type": "text", "text": "\U0001f600" * 32_768}]}
+    template = {"name": "t", "language": {"code": "de"}, "components": [words]}
+    contacts = [{"name": {"formatted_name": "\U0001f600" * 100, "first_name": "A"}, "note": "x" * 600}] * 257
+    for message in ({"type": "template", "template": template}, {"type": "contacts", "contacts": contacts}):
+        body = json.dumps({**TEXT, **message}).encode()
+        assert len(body) > 390_000
+        assert (await port.send(body))[0] == 200
 
 
 async def test_a_body_that_breaks_off_is_not_taken(port: Port) -> None:
@@ -467,5 +478,5 @@ async def test_it_works_without_a_socket(tmp_path: Path) -> None:
         assert answer.status == 200
         assert (await gateway.handle("POST", PATH, {}, body)).status == 401
         assert (await gateway.handle("GET", PATH, {}, b"")).status == 405
-        too_large = b"x" * 300_000
+        too_large = b"x" * 600_000
         assert (await gateway.handle("POST", PATH, {"Authorization": f"Bearer {KEY}"}, too_large)).status == 413
