@@ -21,6 +21,7 @@ from broker.commands.terms import EXIT_CHECK, EXIT_CODES, EXIT_CONFIG, config_op
 from broker.config import Config
 from broker.errors import Misconfigured
 from broker.log.contract import Entry
+from broker.reload import digest
 
 admin_option = click.option(
     "--admin-port", type=click.IntRange(0, 65_535), help="Port of probes and metrics, instead of the configuration's."
@@ -137,7 +138,7 @@ def config_check(config_path: Path) -> None:
     click.echo(
         f"{config_path}: right. {len(settings.apps)} apps, {len(settings.numbers)} numbers, "
         f"{len(settings.sinks)} sinks, {len(settings.keys)} keys, {len(settings.routes)} routes, "
-        f"{settings.log.engine} log."
+        f"{settings.log.engine} log, digest {digest(settings)}."
     )
 
 

@@ -25,9 +25,10 @@ from click.testing import CliRunner
 
 from broker import trial
 from broker.cli import main
-from broker.config import parse
+from broker.config import load, parse
 from broker.log.catalogue import CONVERSATIONS, catalogue
 from broker.log.contract import Draft
+from broker.reload import digest
 from tests.flow.trial import ADA, Trial, depesche, free_base_port
 from tests.kafka.engine import kafka_log
 from tests.kafka.fixtures import KafkaForTests
@@ -161,7 +162,8 @@ def test_the_example_is_right_once_its_secrets_are_there(tmp_path: Path, monkeyp
     (tmp_path / "secrets" / "orders-secret").write_text("whsec_bm90IHNvIHNlY3JldCBidXQgbG9uZyBlbm91Z2g=\n")
     told = here("config", "check", "--config", config)
     assert (told.returncode, told.stderr) == (0, "")
-    assert told.stdout == f"{config}: right. 1 apps, 2 numbers, 2 sinks, 1 keys, 6 routes, embedded log.\n"
+    summary = f"{config}: right. 1 apps, 2 numbers, 2 sinks, 1 keys, 6 routes, embedded log"
+    assert told.stdout == f"{summary}, digest {digest(load(config).settings)}.\n"
 
 
 @pytest.mark.parametrize(
