@@ -88,6 +88,8 @@ graph_errors = _counter("graph_errors_total", "Errors answered by Graph, by code
 throughput_limit_mps = _gauge("throughput_limit_mps", "Tier in force", "phone_number_id")
 throughput_used = _counter("throughput_used_total", "Messages counted against the tier", "phone_number_id", "direction")
 number_stopped = _gauge("number_stopped", "1 while a number's sends are stopped; reason: app, waba, number or a lane", "phone_number_id", "reason")
+messaging_limit = _gauge("messaging_limit_people", "People an account may write to first in 24 h, as Meta told; -1 for any number", "waba_id")
+account_alerts = _counter("account_alerts_total", "What Meta told of accounts that people must hear", "severity")
 templates_stopped = _gauge("templates_stopped", "Templates of an account that do not go out; the log names them", "waba_id")
 # Delivery
 deliveries = _counter("deliveries_total", "Delivery attempts", "kind", "result")

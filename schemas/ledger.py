@@ -77,12 +77,14 @@ class Written(Struct, frozen=True, array_like=True, tag="step"):
 
 class Snapshot(Struct, frozen=True, array_like=True, tag="snapshot"):
     """What is open as of its step; debts and doubts follow in parts. `recent`: 8 bytes for each attempt done lately, so
-    that a repetition is known."""
+    that a repetition is known. `tiers`: throughput in messages a second of numbers that Meta has upgraded; it is told
+    once, and the log of accounts forgets."""
 
     at: int
     intents: list[Intent]
     recent: bytes
     done: dict[Lane, bytes] = {}
+    tiers: dict[str, int] = {}
 
 
 class Part(Struct, frozen=True, array_like=True, tag="part"):

@@ -18,23 +18,37 @@ import asyncio
 import logging
 import random
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from math import inf
 
 import msgspec
 
 from broker import metrics
 from broker.clock import Clock
+from broker.core.account import (
+    STOP_MS,
+    Accounts,
+    Cap,
+    Effect,
+    NumberPlace,
+    Open,
+    Retry,
+    Shut,
+    Slow,
+    Tell,
+    Throttled,
+    Tier,
+)
 from broker.core.gates import Gates
 from broker.core.outcome import TEXT_CHARS_MAX, Scope, Verdict, classify
 from broker.core.sender import Instant, NumberSender, Permit, Send
-from broker.core.slot import NumberPlace, Plan, Report, Slot
+from broker.core.slot import Plan, Report, Slot
 from broker.errors import LeaseLost, LeaseRevoked, LogUnavailable
-from broker.log.catalogue import CONVERSATIONS, SENDER_STAGE, TRAFFIC, sends
+from broker.log.catalogue import ACCOUNTS, CONVERSATIONS, SENDER_STAGE, TRAFFIC, sends
 from broker.log.contract import SNAPSHOT, Draft, Entry, Lease, LeaseState, LogEngine, Membership, Step
 from broker.secrets import Secret
 from schemas.ledger import decode_ledger, encode_ledger
-from schemas.records import LANES, Lane, decode_digest, decode_sends, encode
+from schemas.records import LANES, Lane, decode_digest, decode_item, decode_sends, encode
 from schemas.settings import Number, Settings
 from workers.graph import Graph, GraphCall, NotSent, PermitRefused, Unanswered
 from workers.supervisor import MALFORMED, POISON, Crashes, count_dead_letter, dead_letter, where
@@ -74,6 +88,11 @@ APPEND_S = 5.0
 APPEND_AGAIN_S = (0.1, 0.5, 1.0, 2.0)
 """Reports are repeated until they are durable; the last rest goes on."""
 
+CATCH_UP_S_MAX = 5.0
+"""How long a start waits for what was said of accounts in the last week. Without it the first answers say the same."""
+
+LISTEN_AGAIN_S = 1.0
+
 LATE_REPORT_S_MAX = 60.0
 """How long a call that outlived its lease tries to report: its successor said "in doubt" long before."""
 
@@ -109,6 +128,11 @@ class SenderStage:
         self.rng = rng
         self.places = _places(settings.numbers)
         self.gates = Gates()
+        self.accounts = Accounts()
+        self.tiers: dict[str, int] = {}
+        """What Meta said of numbers' throughput, as far as the log of accounts goes back."""
+        self._owners: dict[int, SlotOwner] = {}
+        self._listening: list[asyncio.Task[None]] = []
         self.crashes = Crashes(NAME)
         self.calls: dict[asyncio.Task[None], None] = {}
         self._tokens_used: dict[str, Secret] = {}
@@ -129,12 +153,27 @@ class SenderStage:
         self.places.update(_places(numbers))
 
     async def start(self) -> None:
-        """Join the stage. Raises what `LogEngine.own` raises."""
+        """Hear what was said of accounts, join the stage. Raises what `LogEngine.own` raises."""
+        caught_up = [asyncio.Event() for _ in range(self.engine.logs[ACCOUNTS].partitions)]
+        self._listening = [
+            asyncio.create_task(self._listen(partition, event), name=f"accounts {partition}")
+            for partition, event in enumerate(caught_up)
+        ]
+        try:
+            async with asyncio.timeout(CATCH_UP_S_MAX):
+                for event in caught_up:
+                    await event.wait()
+        except TimeoutError:
+            logger.warning("what was said of accounts could not be read in time; the first answers will tell")
         self._membership = await self.engine.own(SENDER_STAGE, self._run)
 
     async def stop(self, timeout_s: float = 10.0) -> None:
         """Begin no more calls, wait for those under way, give the slots to others. What is left then is in doubt."""
         began = self.clock.monotonic()
+        listening, self._listening = self._listening, []
+        for listener in listening:
+            listener.cancel()
+        await asyncio.gather(*listening, return_exceptions=True)
         membership, self._membership = self._membership, None
         if membership is not None:
             await membership.leave(timeout_s)
@@ -204,7 +243,87 @@ class SenderStage:
 
     async def _run(self, lease: Lease) -> None:
         ends = await self.engine.ends(TRAFFIC)
-        await SlotOwner(self, lease, ends[lease.partition][1]).run()
+        owner = SlotOwner(self, lease, ends[lease.partition][1])
+        self._owners[lease.partition] = owner
+        try:
+            await owner.run()
+        finally:
+            if self._owners.get(lease.partition) is owner:
+                del self._owners[lease.partition]
+
+    # What Meta says of accounts
+
+    async def _listen(self, partition: int, caught_up: asyncio.Event) -> None:
+        """Read all that is kept of account-level updates, then on for ever."""
+        start: int | None = None
+        while True:
+            try:
+                _, end = (await self.engine.ends(ACCOUNTS))[partition]
+                async with aclosing(self.engine.read(ACCOUNTS, partition, start)) as entries:  # type: ignore[type-var]
+                    async for entry in entries:
+                        start = entry.offset + 1
+                        self._hear(entry, is_news=caught_up.is_set())
+                caught_up.set()
+                tail = self.engine.read(ACCOUNTS, partition, end if start is None else max(start, end), tail=True)
+                async with aclosing(tail) as entries:  # type: ignore[type-var]
+                    async for entry in entries:
+                        start = entry.offset + 1
+                        self._hear(entry, is_news=True)
+            except LogUnavailable as error:
+                logger.warning("account-level updates cannot be read: %s", error)
+            await asyncio.sleep(LISTEN_AGAIN_S * self.rng.uniform(0.5, 1.5))
+
+    def _hear(self, entry: Entry, *, is_news: bool) -> None:
+        """Act on one update. One that cannot be read was set aside by whoever wrote it, or is of a later version."""
+        try:
+            item = decode_item(entry.value)
+        except msgspec.MsgspecError:
+            return
+        try:
+            effects = self.accounts.decide(item, self.places, self.clock.now())
+        except Exception as error:
+            metrics.actor_restarts.labels(NAME).inc()
+            logger.error("an account-level update could not be judged: %s", where(error))
+            return
+        version = self.gates.version
+        for effect in effects:
+            self.take_effect(effect, item.waba_id, is_news=is_news)
+        if self.gates.version != version or any(type(effect) is Retry for effect in effects):
+            for owner in self._owners.values():
+                owner.look_again()
+
+    def take_effect(self, effect: Effect, waba_id: str, *, is_news: bool) -> None:
+        """Do what follows from what Meta said. `is_news`: otherwise people have heard of it before."""
+        now = self.now()
+        match effect:
+            case Shut(door, until, why, refuses):
+                wait_ms = min(until - now.wall, STOP_MS)
+                self.gates.shut(door, now.monotonic + wait_ms / 1_000, why, refuses=refuses)
+            case Open(door):
+                self.gates.open(door)
+            case Retry(door):
+                self.gates.retry(door, now.monotonic)
+            case Slow(door, is_slow):
+                if is_slow:
+                    self.gates.slowed[door] = None
+                else:
+                    self.gates.slowed.pop(door, None)
+                if is_news:
+                    logger.warning("template %s is sent %s", door.name, "slowly" if is_slow else "at full speed")
+            case Tier(phone_number_id, throughput_mps):
+                self.tiers[phone_number_id] = throughput_mps
+                for owner in self._owners.values():
+                    owner.learn_tier(phone_number_id, throughput_mps)
+            case Throttled(phone_number_id):
+                for owner in self._owners.values():
+                    owner.throttled(phone_number_id)
+            case Cap(_, people_max):
+                metrics.messaging_limit.labels(waba_id).set(people_max)
+            case Tell(severity, text):
+                if is_news:
+                    metrics.account_alerts.labels(severity).inc()
+                    level = logging.INFO if severity == "information" else logging.WARNING
+                    logger.log(level, "account %s: %s", waba_id, text)
 
     def _over(self, call: asyncio.Task[None]) -> None:
         self.calls.pop(call, None)
@@ -215,7 +334,9 @@ class SenderStage:
 
 def _places(numbers: Sequence[Number]) -> dict[str, NumberPlace]:
     return {
-        number.phone_number_id: NumberPlace(number.phone_number_id, number.waba_id, number.throughput_mps, number.slot)
+        number.phone_number_id: NumberPlace(
+            number.phone_number_id, number.waba_id, number.throughput_mps, number.slot, number.display_phone_number
+        )
         for number in numbers
     }
 
@@ -289,9 +410,33 @@ class SlotOwner:
         now = self._stage.now()
         self._written_bytes = sum(len(value) for _, value in restored.records)
         self._snapshot_at = now.monotonic + SNAPSHOT_S * self._stage.rng.uniform(0.5, 1.0)
+        reports = self._slot.begin(records, offsets, restored.memo, now)
+        for name, throughput_mps in self._stage.tiers.items():
+            self._slot.learn_tier(name, throughput_mps)
         for name, number in self._slot.numbers.items():
             metrics.throughput_limit_mps.labels(name).set(number.window.throughput_mps)
-        return self._slot.begin(records, offsets, restored.memo, now)
+        return reports
+
+    # What Meta said of accounts
+
+    def learn_tier(self, name: str, throughput_mps: int) -> None:
+        """Take a tier Meta told of, if the number lives here and may have it."""
+        if self._slot.learn_tier(name, throughput_mps):
+            logger.warning("number %s sends up to %d messages a second now", name, throughput_mps)
+            metrics.throughput_limit_mps.labels(name).set(throughput_mps)
+            self._wake.set()
+
+    def throttled(self, name: str) -> None:
+        """Slow a number down as after an answer 130429."""
+        number = self._slot.numbers.get(name)
+        if number is not None:
+            number.window.throttled(self._clock.monotonic())
+
+    def look_again(self) -> None:
+        """A gate may have been opened before its time."""
+        for number in self._slot.numbers.values():
+            number.look_again()
+        self._wake.set()
 
     # Intake
 
@@ -646,11 +791,11 @@ class SlotOwner:
 
     def _heed_tiers(self) -> None:
         """Take a tier that was configured anew. What Meta said meanwhile gives way: an operator has spoken since."""
-        for name, number in self._slot.numbers.items():
+        for name in self._slot.numbers:
             tier_mps = self._stage.places[name].throughput_mps
             if tier_mps != self._tiers[name]:
                 self._tiers[name] = tier_mps
-                number.window.set_throughput(tier_mps)
+                self._slot.set_tier(name, tier_mps)
                 metrics.throughput_limit_mps.labels(name).set(tier_mps)
                 self._wake.set()
 

@@ -52,6 +52,8 @@ class Gates:
         self._changes: list[tuple[Door, Gate | None]] = []
         self.version = 0
         """Grows whenever a gate closes, changes or opens: who shows them looks only then."""
+        self.slowed: dict[Door, None] = {}
+        """Templates that are to be sent slowly."""
 
     def __len__(self) -> int:
         return len(self._gates)

@@ -56,6 +56,13 @@ its numbers; a successor exists at the earliest after a session of 6 s and begin
 PROBE_LOOK_S = 1.0
 """How long a send rests that waits for another's probe of a template."""
 
+SLOW_SHARE = 0.1
+"""Of a number's tier, for a template of bad quality: what people say of it comes minutes late, and at full speed a
+campaign is over, and the template paused, before anybody heard."""
+
+SLOW_LOOK_S = 0.5
+"""How long a send rests that waits for its turn among those of a slowed template."""
+
 REFUSED_MAX = 500
 """Sends of one number refused in one step without a call: each is a report of its own."""
 
@@ -230,6 +237,7 @@ class NumberSender:
             for lane in LANES
         }
         self._refused: list[tuple[Send, Refusal]] = []
+        self._slow_turns: dict[Door, tuple[float, float]] = {}
         self._planner = LanePlanner()
         self._rings: dict[Lane, Ring] = {lane: Ring() for lane in LANES}
         self._conversations: dict[str, Conversation] = {}
@@ -521,6 +529,8 @@ class NumberSender:
                     return None
                 continue
             opens_at_ms = self._opens_at_ms(queue[0], conversation, now)
+            if opens_at_ms <= now.ms and not self._has_turn(queue[0], now):
+                opens_at_ms = now.ms + int(SLOW_LOOK_S * 1_000)
             if opens_at_ms > now.ms:
                 self._park(customer, lane, conversation, opens_at_ms)
                 continue
@@ -543,6 +553,24 @@ class NumberSender:
                 template_at = now.monotonic + PROBE_LOOK_S
             opens_at = max(opens_at, int(1_000 * template_at))
         return opens_at
+
+    def _has_turn(self, send: Send, now: Instant) -> bool:
+        """Whether a send of a slowed template may go now, counting its turn: a bucket that holds `SLOW_LOOK_S`."""
+        if not self._gates.slowed or not send.template:
+            return True
+        door = self._template_door(send)
+        if door not in self._gates.slowed:
+            self._slow_turns.pop(door, None)
+            return True
+        rate_mps = self.window.limit(now.monotonic) * SLOW_SHARE
+        turns_max = max(1.0, rate_mps * SLOW_LOOK_S)
+        turns, counted_at = self._slow_turns.get(door, (turns_max, now.monotonic))
+        turns = min(turns_max, turns + (now.monotonic - counted_at) * rate_mps)
+        if turns < 1.0:
+            self._slow_turns[door] = turns, now.monotonic
+            return False
+        self._slow_turns[door] = turns - 1.0, now.monotonic
+        return True
 
     def _refusal(self, send: Send, now: Instant) -> Refusal | None:
         """Return what Meta would say to a send, when that is known without asking."""

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Literal, NamedTuple
 
-from msgspec import Struct
-
+from broker.core.account import STANDARD_MPS, NumberPlace
 from broker.core.gates import Gates, Refusal
 from broker.core.outcome import PAIR_LIMIT, Verdict
 from broker.core.pacing import NO_DEBT, PairDebt, carried, pair_spent, pair_struck
@@ -51,15 +50,6 @@ PART_MAX = 5_000
 
 BODY_BYTES_MAX = 8_192
 """What a report repeats of Graph's answer."""
-
-
-class NumberPlace(Struct, frozen=True):
-    """What a slot needs to know of a configured number."""
-
-    phone_number_id: str
-    waba_id: str
-    throughput_mps: int
-    slot: int
 
 
 class Report(NamedTuple):
@@ -160,6 +150,7 @@ class Slot:
         self._lifted: list[Doubt] = []
         self._forwards: list[Forward] = []
         self._late: list[Late] = []
+        self._tiers: dict[str, int] = {}
         self._moves = 0
         self._moves_written = 0
 
@@ -188,6 +179,8 @@ class Slot:
             if not intent.is_mark:
                 self._hold(Doubt(intent.phone_number_id, intent.customer, intent.lane, intent.send_id, intent.attempt))
             reports.append(self._report_lost(intent, now))
+        for phone_number_id, throughput_mps in folded.tiers.items():
+            self.learn_tier(phone_number_id, throughput_mps)
         for (phone_number_id, customer), debt in folded.debts.items():
             number = self.numbers.get(phone_number_id)
             if number is not None:
@@ -229,6 +222,23 @@ class Slot:
         number = self.numbers.get(digest.phone_number_id)
         if number is not None:
             number.window.charge_inbound(digest.count, now.monotonic)
+
+    def learn_tier(self, phone_number_id: str, throughput_mps: int) -> bool:
+        """Take a tier Meta told of; the next snapshot keeps it. Return whether it is another one. A number whose tier
+        is configured otherwise than by default keeps what its operator said."""
+        number, place = self.numbers.get(phone_number_id), self._places.get(phone_number_id)
+        if number is None or place is None or place.throughput_mps != STANDARD_MPS:
+            return False
+        self._tiers[phone_number_id] = throughput_mps
+        if number.window.throughput_mps == throughput_mps:
+            return False
+        number.window.set_throughput(throughput_mps)
+        return True
+
+    def set_tier(self, phone_number_id: str, throughput_mps: int) -> None:
+        """Take a tier that was configured anew; what Meta told of before is forgotten."""
+        self._tiers.pop(phone_number_id, None)
+        self.numbers[phone_number_id].window.set_throughput(throughput_mps)
 
     def pending(self, lane: Lane) -> int:
         """Return how many sends of a lane are held in memory."""
@@ -509,7 +519,7 @@ class Slot:
             for number in self.numbers.values()
             for customer, debt in number.debts(now)
         ]
-        head = Snapshot(now.wall, list(opened.values()), self._recent.packed(), written.done)
+        head = Snapshot(now.wall, list(opened.values()), self._recent.packed(), written.done, dict(self._tiers))
         held = list(doubts.values())
         return [
             head,
@@ -564,6 +574,7 @@ class _Folded(NamedTuple):
     debts: dict[tuple[str, str], PairDebt]
     recent: Recent
     done: dict[Lane, bytes]
+    tiers: dict[str, int]
 
 
 def _fold(records: Iterable[LedgerRecord]) -> _Folded:
@@ -573,11 +584,13 @@ def _fold(records: Iterable[LedgerRecord]) -> _Folded:
     debts: dict[tuple[str, str], PairDebt] = {}
     recent = Recent()
     done: dict[Lane, bytes] = {}
+    tiers: dict[str, int] = {}
     for record in records:
         match record:
             case Snapshot():
                 opened = {(intent.send_id, intent.attempt): intent for intent in record.intents}
                 doubts, debts, recent, done = {}, {}, Recent(record.recent), record.done
+                tiers = record.tiers
             case Part():
                 doubts |= {doubt.send_id: doubt for doubt in record.doubts}
                 for debt in record.debts:
@@ -598,4 +611,4 @@ def _fold(records: Iterable[LedgerRecord]) -> _Folded:
         if not intent.is_mark:
             who = (intent.phone_number_id, intent.customer)
             debts[who] = pair_spent(debts.get(who, NO_DEBT), intent.at + int(INTENT_S_MAX * 1_000))
-    return _Folded(opened, doubts, debts, recent, done)
+    return _Folded(opened, doubts, debts, recent, done, tiers)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.core.account import NumberPlace
 from broker.core.gates import Gates
 from broker.core.outcome import Verdict, classify
-from broker.core.sender import AHEAD_MIN, INTENT_S_MAX, Instant, NumberSender, Permit, Send
-from broker.core.slot import MEMO_BYTES_MAX, NumberPlace, Plan, Recent, Report, Slot
+from broker.core.sender import AHEAD_MIN, INTENT_S_MAX, Instant, NumberSender, Permit, Send, template_door
+from broker.core.slot import MEMO_BYTES_MAX, Plan, Recent, Report, Slot
 from schemas.ledger import Answer, Debt, Intent, LedgerRecord, Part, Snapshot, Written, decode_ledger, encode_ledger
 from schemas.records import LANES, InboundDigest, Lane, Ready, Settle
 
@@ -881,3 +882,59 @@ def test_recent_attempts_are_bounded_and_survive_packing() -> None:
     assert ("s19999", 1) in packed
     assert ("s19999", 2) not in packed
     assert ("s0", 1) not in packed
+
+
+def test_a_tier_meta_told_of_survives_in_the_snapshot_and_gives_way_to_a_configured_one() -> None:
+    """It is told once; the log of accounts forgets it after a week."""
+    slot, _ = restored()
+    assert slot.learn_tier(NUMBER, 1_000)
+    assert not slot.learn_tier(NUMBER, 1_000), "no news"
+    assert not slot.learn_tier("elsewhere", 1_000), "it lives at another slot"
+    ledger = through(slot, at(2), is_snapshot_due=True)
+    after, _ = restored(*ledger, now=at(5))
+    assert after.numbers[NUMBER].window.throughput_mps == 1_000
+    after.set_tier(NUMBER, 20)
+    assert after.numbers[NUMBER].window.throughput_mps == 20
+    [snapshot] = through(after, at(7), is_snapshot_due=True)
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.tiers == {}
+    coexistence = {NUMBER: NumberPlace(NUMBER, "waba", 20, 0)}
+    slow = Slot(0, coexistence, 500, Gates(), at(0))
+    slow.begin([decode_ledger(encode_ledger(record)) for record in ledger], {}, b"", at(0))
+    assert slow.numbers[NUMBER].window.throughput_mps == 20
+
+
+def gone_within(sender: NumberSender, began: float, ends: float) -> Counter[str]:
+    """Return how many sends of each template go out from one second to another."""
+    gone: Counter[str] = Counter()
+    waiting: deque[Send] = deque()
+    seconds = began
+    while seconds < ends:
+        waiting.extend(sender.intend(at(seconds)))
+        if waiting and sender.permit(waiting[0], at(seconds), seconds, is_held=True) is Permit.GRANTED:
+            send = waiting.popleft()
+            gone[send.ready.template] += 1
+            sender.answered(send, ACCEPTED, at(seconds), 0)
+            sender.land(send, at(seconds))
+        seconds += 0.005
+    for send in waiting:
+        sender.void(send, at(ends))
+    return gone
+
+
+def test_a_slowed_template_gets_a_tenth_of_the_tier_at_most_and_others_the_rest() -> None:
+    """People's reaction to a bad template must come before the campaign is over."""
+    gates = Gates()
+    sender = NumberSender(NUMBER, "waba", 80, 500, gates, at(0))
+    body = b'{"template": {"language": {"code": "en"}}}'
+    put(sender, *(ready(f"b{n}", f"main:{n}", "campaign", template="bad", body=body) for n in range(900)))
+    put(sender, *(ready(f"g{n}", f"main:g{n}", "campaign", template="good", body=body) for n in range(300)))
+    gates.slowed[template_door("waba", "bad/en")] = None
+    together = gone_within(sender, 2.0, 5.0)
+    assert together["bad"] <= 8 * 3.5
+    assert together["good"] >= 60 * 3
+    gone_within(sender, 5.0, 10.0)
+    alone = gone_within(sender, 10.0, 20.0)
+    assert 60 <= alone["bad"] <= 8 * 10.5
+    gates.slowed.clear()
+    assert gone_within(sender, 20.0, 23.0)["bad"] >= 60 * 2
