@@ -1,7 +1,7 @@
 """Decisions: every rule of the field, pure and synchronous. They take instants and chance as arguments, return values.
 
     in     signature  webhook (items, envelope)  identity  message  opaque
-    who    customer (customer_state, dedupe, deadlines, window, routing, reference, status, botview)
+    who    customer (customer_state, dedupe, deadlines, window, routing, reference, status, botview, idmap)
     out    sender  slot  pacing  lanes  gates  outcome
     on     breaker  concurrency  retry  watermark  addresses
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from broker.core.media_url import to_ours
+from broker.core.opaque import is_send_id
 
 BODY_BYTES_MAX = 3 * 1024 * 1024
 """Meta's own bound of a body, and what bots built for it take (meta-cloud-api.md 1.2)."""
@@ -44,6 +45,14 @@ def with_our_ids(body: bytes, our_id: Translate) -> bytes:
     if not any(word in body for word in _SPEAKS):
         return body
     return _replaced(_ID, body, our_id)
+
+
+def speaks_of(body: bytes) -> list[str]:
+    """Return the wamids of Meta's that an update says, its own among them. One that does not look like Meta's now does
+    not appear."""
+    if not any(word in body for word in _SPEAKS):
+        return []
+    return [wamid for wamid in map(_text, _ID.findall(body)) if wamid.startswith("wamid.") and not is_send_id(wamid)]
 
 
 def linked(phone_number_id: str, public_url: str, secret: bytes) -> Link:
@@ -86,15 +95,20 @@ def with_our_urls(body: bytes, link: Link) -> bytes:
 
 def _replaced(pattern: re.Pattern[bytes], body: bytes, translate: Translate) -> bytes:
     def replace(match: re.Match[bytes]) -> bytes:
-        raw = match[2]
-        try:
-            text: str = json.loads(b'"%b"' % raw) if b"\\" in raw else raw.decode()
-        except ValueError:
-            return match[0]
-        new = translate(text)
+        text = _text(match.groups())
+        new = translate(text) if text else ""
         return match[1] + json.dumps(new).encode() if new else match[0]
 
     return pattern.sub(replace, body)
+
+
+def _text(found: Sequence[bytes]) -> str:
+    """Return the string of a member that was found, "" when it is none."""
+    raw = found[1]
+    try:
+        return str(json.loads(b'"%b"' % raw)) if b"\\" in raw else raw.decode()
+    except ValueError:
+        return ""
 
 
 def _unread(_: str) -> None:

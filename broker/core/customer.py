@@ -19,8 +19,9 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from broker.core import botview, consent, dedupe, reference, window
+from broker.core import botview, consent, dedupe, idmap, reference, window
 from broker.core.autoreply import NOT_ANSWERED, AutoReply
 from broker.core.consent import Change, Scope
 from broker.core.customer_state import (
@@ -31,6 +32,7 @@ from broker.core.customer_state import (
     SEEN_EVERY_MS,
     STATUS_MARKS,
     Customer,
+    Held,
     Known,
     Send,
     pack_send_id,
@@ -58,6 +60,8 @@ from schemas.records import (
     SendOutcome,
     SendRequest,
     Settle,
+    decode_delivery,
+    encode,
 )
 from schemas.settings import Settings
 
@@ -83,6 +87,14 @@ SILENT_MS_MIN = 60_000
 
 LOST_AFTER_MS = 600_000
 """A send nobody reported on is given up this long after the last moment its call could begin: its log was lost."""
+
+HOLD_MS_MAX = 10_000
+"""How long an update waits that may speak of a send whose wamid we do not know yet. A status names it within a second
+or two, mostly; a customer must not wait longer for a bot than a bot's own time-out."""
+
+HELD_MAX = 32
+HELD_BYTES_MAX = 128_000
+"""Updates of one customer that wait so, and their bytes: above it the first goes as it is. Written with the state."""
 
 LIFE_MS: dict[SendClass, int] = {
     "otp": 10 * 60_000,
@@ -321,6 +333,9 @@ def next_due(customer: Customer, now: int) -> int:
             at = send.not_after + LOST_AFTER_MS
         if not earliest or at < earliest:
             earliest = at
+    if customer.held:
+        at = max(customer.held[0].until, now + 1)
+        earliest = min(earliest, at) if earliest else at
     return earliest
 
 
@@ -459,6 +474,7 @@ class Turn:
     def _fan_out(self, item: Item, routed: Routed, epoch: int) -> None:
         body = self._seen_by_bots(item)
         fact = item.dedupe or f"{item.received_at}:{hashlib.blake2b(item.body, digest_size=16).hexdigest()}"
+        strange = self._strange(item) if self._customer.sends and item.kind == "message" else ()
         for sink in routed.sinks:
             self._deliver(
                 sink,
@@ -470,7 +486,9 @@ class Turn:
                 accepted_at=item.received_at,
                 tags=routed.tags,
                 epoch=epoch,
+                strange=strange,
             )
+        self._let_go()
 
     def _reply(self, item: Item, reply: AutoReply) -> None:
         """Ask for the broker's own reply, unless the customer had it not long ago. It is a send like any other, and its
@@ -549,6 +567,7 @@ class Turn:
         else:
             self._commands.append(Note("duplicate", "status"))
         self._release()
+        self._let_go()
 
     def _tell(self, item: Item, sink: str, fact: str, body: bytes) -> bool:
         """Tell whoever sent of a status, and whom a rule names for statuses, all in the same words; False: nobody."""
@@ -700,9 +719,9 @@ class Turn:
             wamids: dict[str, str] = {}
             verdict = ""
             for send_id in reference.own_ids(send.body):
-                known = self._by_send_id(send_id)
-                if known is not None:
-                    wamids[send_id] = unpack_wamid(known.wamid)
+                wamid = self._wamid(send_id)
+                if wamid:
+                    wamids[send_id] = wamid
                 elif self._waiting(send_id) is not None and send_id != send.send_id:
                     verdict = "wait"
                     break
@@ -749,6 +768,7 @@ class Turn:
             if outcome.wa_id != value and (how == "bsuid" or normalise_wa_id(outcome.wa_id) == value):
                 customer.wa_id = outcome.wa_id
         self._release()
+        self._let_go()
 
     def _accepted(self, outcome: SendOutcome, send: Send | None) -> None:
         known = self._by_send_id(outcome.send_id)
@@ -809,6 +829,7 @@ class Turn:
             elif now >= send.doubt_until and self._webhooks_arrive(send, due):
                 self._presume(send)
         self._release()
+        self._let_go()
 
     def _webhooks_arrive(self, send: Send, due: Due) -> bool:
         """Whether what happened at Meta after the doubtful call reaches us: only then does silence mean something."""
@@ -939,8 +960,9 @@ class Turn:
     def _know(self, send_id: str, wamid: str, sink: str, own: str | None) -> None:
         known = self._customer.known
         known.append(Known(pack_send_id(send_id), pack_wamid(wamid), sink, own))
-        if len(known) > KNOWN_MAX:
-            del known[: len(known) - KNOWN_MAX]
+        while len(known) > KNOWN_MAX:
+            old = known.pop(0)
+            self._customer.older = idmap.added(self._customer.older, old.send_id, old.wamid)
 
     def _by_send_id(self, send_id: str) -> Known | None:
         if not self._customer.known or not is_send_id(send_id):
@@ -962,7 +984,65 @@ class Turn:
 
     def _our_id(self, wamid: str) -> str:
         known = self._by_wamid(wamid)
-        return "" if known is None else unpack_send_id(known.send_id)
+        if known is not None:
+            return unpack_send_id(known.send_id)
+        packed = idmap.send_id_of(self._customer.older, pack_wamid(wamid)) if self._customer.older else b""
+        return unpack_send_id(packed) if packed else ""
+
+    def _wamid(self, send_id: str) -> str:
+        """Return Meta's id of a settled send of ours, "" when it is not known (any more)."""
+        known = self._by_send_id(send_id)
+        return unpack_wamid(
+            known.wamid if known is not None else idmap.wamid_of(self._customer.older, pack_send_id(send_id))
+        )
+
+    # -- what waits for a wamid
+
+    def _strange(self, item: Item) -> tuple[str, ...]:
+        """Return the wamids an update speaks of that may be of a send under way: of neither a known send nor a message
+        of the customer's own."""
+        if not self._is_under_way(item.phone_number_id, item.at):
+            return ()
+        return tuple(
+            wamid
+            for wamid in dict.fromkeys(botview.speaks_of(item.body))
+            if wamid != item.wamid
+            and not self._our_id(wamid)
+            and dedupe.find(self._customer.taken, dedupe.fingerprint(f"msg:{item.phone_number_id}:{wamid}")) < 0
+        )
+
+    def _is_under_way(self, phone_number_id: str, at: int) -> bool:
+        """Whether a send of that number's may be what something of that instant (0: unknown) speaks of."""
+        return any(
+            send.attempt
+            and send.phone_number_id == phone_number_id
+            and (not at or send.requested_at < at + EVIDENCE_SLACK_MS)
+            for send in self._customer.sends
+        )
+
+    def _waits(self, held: Held, event: DeliveryEvent) -> bool:
+        return (
+            self._now < held.until
+            and not all(self._our_id(wamid) for wamid in held.wamids)
+            and self._is_under_way(event.phone_number_id, held.at)
+        )
+
+    def _let_go(self) -> None:
+        """Deliver, in order, what waits no longer: in our ids, where they were learned meanwhile."""
+        held = self._customer.held
+        if not held:
+            return
+        size, gone = sum(len(each.event) for each in held), 0
+        for each in held:
+            event = decode_delivery(each.event)
+            if len(held) - gone <= HELD_MAX and size <= HELD_BYTES_MAX and self._waits(each, event):
+                break
+            gone += 1
+            size -= len(each.event)
+            if each.wamids:
+                event = replace(event, body=botview.with_our_ids(event.body, self._our_id))
+            self._commands.append(Deliver(each.sink, event))
+        self._customer.held = held[gone:]
 
     def _deliver(
         self,
@@ -976,6 +1056,7 @@ class Turn:
         accepted_at: int,
         tags: tuple[str, ...] = (),
         epoch: int = 0,
+        strange: tuple[str, ...] = (),
     ) -> None:
         event = DeliveryEvent(
             delivery_id=delivery_id(fact, sink),
@@ -988,7 +1069,12 @@ class Turn:
             tags=tags,
             epoch=epoch,
         )
-        self._commands.append(Deliver(sink, event))
+        if strange:
+            self._customer.held.append(Held(sink, encode(event), self._now + HOLD_MS_MAX, at, strange))
+        elif self._customer.held:
+            self._customer.held.append(Held(sink, encode(event)))
+        else:
+            self._commands.append(Deliver(sink, event))
 
 
 def _has_no_metadata(item: Item) -> bool:

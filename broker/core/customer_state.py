@@ -25,7 +25,8 @@ QUIET_AFTER_MS = dedupe.KEPT_MS
 """Silent for so long there is nothing left that could come twice."""
 
 KNOWN_MAX = 16
-"""Settled sends whose wamid is remembered, newest last: those a customer's tap or a bot's reply may still speak of."""
+"""Settled sends of which all is remembered, newest last: those whose statuses may still come. Of some 65 before them
+the two ids are (`core/idmap.py`): what a customer's tap or a bot's reply may still speak of."""
 
 REPLIED_MAX = 4
 """The broker's own replies of which it is remembered that a customer had them; the one due again first goes first."""
@@ -71,6 +72,17 @@ class Known(Struct, array_like=True, gc=False, frozen=True):
     own: str | None = None
 
 
+class Held(Struct, array_like=True, gc=False, frozen=True):
+    """What a sink gets a little later: an update that may speak of a send whose wamid is not known yet, or one behind
+    it. `event` is the encoded `DeliveryEvent`; `until` 0: it only waits behind another; `wamids`: the strange ones."""
+
+    sink: str
+    event: bytes
+    until: int = 0
+    at: int = 0
+    wamids: tuple[str, ...] = ()
+
+
 class Customer(Struct, array_like=True):
     """All that is remembered of one customer; packed, it is the value in the state log. An older reader ignores fields
     added behind. `decide` changes it in place: whoever keeps the committed one keeps its bytes."""
@@ -99,6 +111,10 @@ class Customer(Struct, array_like=True):
     """By the hash of number and route: until when the broker does not reply again."""
     consent: list[Change] = field(default_factory=list)
     """What the customer said about marketing, oldest first, each with its proof (`core/consent.py`)."""
+    older: bytes = b""
+    """The two ids of sends that fell out of `known` (`core/idmap.py`)."""
+    held: list[Held] = field(default_factory=list)
+    """In the order in which sinks are to get it. Who makes one customer of two keeps both: nothing may be lost."""
 
 
 pack = msgspec.msgpack.Encoder().encode
@@ -133,19 +149,20 @@ def in_doubt(customer: Customer) -> int:
 
 def quieted(customer: Customer, now: int) -> bool:
     """Leave out what nobody will ask for after so long a silence; False when there was nothing to leave out."""
-    if now - customer.seen_at <= QUIET_AFTER_MS + SEEN_EVERY_MS or customer.sends:
+    if now - customer.seen_at <= QUIET_AFTER_MS + SEEN_EVERY_MS or customer.sends or customer.held:
         return False
     replied = {mark: until for mark, until in customer.replied.items() if until > now}
     changes = consent.quieted(customer.consent) if customer.consent else customer.consent
     if (
         not customer.taken
+        and not customer.older
         and len(customer.known) <= KNOWN_QUIET_MAX
         and len(replied) == len(customer.replied)
         and len(changes) == len(customer.consent)
     ):
         return False
     customer.replied = replied
-    customer.taken = b""
+    customer.taken = customer.older = b""
     del customer.known[:-KNOWN_QUIET_MAX]
     customer.consent = changes
     return True
@@ -153,7 +170,7 @@ def quieted(customer: Customer, now: int) -> bool:
 
 def is_forgotten(customer: Customer, now: int) -> bool:
     """Whether the customer was silent for long enough and there is nothing that must be remembered."""
-    if now - customer.seen_at <= FORGOTTEN_AFTER_MS or customer.sends:
+    if now - customer.seen_at <= FORGOTTEN_AFTER_MS or customer.sends or customer.held:
         return False
     return customer.epoch == 1 and not customer.language and not customer.consent
 

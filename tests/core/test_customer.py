@@ -30,6 +30,7 @@ from broker.core.customer_state import (
     unpack_wamid,
 )
 from broker.core.identity import mark_key
+from broker.core.idmap import RING_BYTES_MAX
 from broker.core.window import WINDOW_MS
 from schemas.ids import CustomerKey
 from schemas.records import DeliveryFailed, Ready, SendRequest
@@ -333,11 +334,13 @@ def test_only_the_newest_ids_are_remembered() -> None:
     """A state must stay small."""
     story = Story()
     story.writes()
-    for index in range(KNOWN_MAX + 3):
+    for index in range(KNOWN_MAX + 100):
         story.take(request(str(index), story.now))
         story.take(outcome(str(index), "accepted", story.now))
     assert len(story.customer.known) == KNOWN_MAX
     assert codes(story.take(request("old", story.now, body={"context": {"message_id": send_id("0")}}))) == [131009]
+    assert len(story.customer.older) <= RING_BYTES_MAX
+    assert len(story.packed or b"") < 8_000
 
 
 # ---- the life of a send

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from broker.core.customer import Deliver, context_of
+from broker.core.customer import HELD_BYTES_MAX, HELD_MAX, HOLD_MS_MAX, Deliver, context_of, next_due
+from broker.core.customer_state import KNOWN_MAX, KNOWN_QUIET_MAX, QUIET_AFTER_MS, SEEN_EVERY_MS, quieted
 from broker.core.identity import account_key, number_key
 from broker.core.media_url import PREFIX, Medium, from_ours, media_secret
 from broker.core.webhook import for_sinks, split
@@ -22,11 +24,14 @@ from tests.core.conversation import (
     WABA,
     Story,
     delivered,
+    message,
     notes,
     outcome,
+    readies,
     request,
     send_id,
     status,
+    wamid,
 )
 
 SECRET = media_secret("EAAtoken")
@@ -52,6 +57,117 @@ def test_without_a_secret_metas_url_stays() -> None:
     story = Story(context_of(SETTINGS, {"another": SECRET}))
     story.writes("photo", type="image", image=picture())
     assert delivered(story.commands, "bot")[0]["image"] == picture()
+
+
+# ---- sends that are settled for long
+
+
+def test_what_was_said_sixty_messages_ago_is_still_known_by_both_ids() -> None:
+    """Customers tap a button of yesterday's menu, and bots quote what they said before lunch."""
+    story = Story()
+    story.writes()
+    for index in range(KNOWN_MAX + 60):
+        story.take(request(str(index), story.now))
+        story.take(outcome(str(index), "accepted", story.now))
+    story.writes("tap", type="button", button={"payload": "P", "text": "T"}, context={"from": "1", "id": wamid("0")})
+    assert delivered(story.commands)[0]["context"]["id"] == send_id("0")
+    (ready,) = readies(story.take(request("quote", story.now, body={"context": {"message_id": send_id("0")}})))
+    assert json.loads(ready.body)["context"]["message_id"] == wamid("0")
+
+
+def test_silence_leaves_the_last_few() -> None:
+    """Millions of states must stay small."""
+    story = Story()
+    story.writes()
+    for index in range(KNOWN_MAX + 5):
+        story.take(request(str(index), story.now))
+        story.take(outcome(str(index), "accepted", story.now))
+    customer = story.customer
+    assert customer.older
+    assert quieted(customer, story.now + QUIET_AFTER_MS + 2 * SEEN_EVERY_MS)
+    assert (len(customer.known), customer.older) == (KNOWN_QUIET_MAX, b"")
+
+
+# ---- an update that may speak of a send whose wamid is not known yet
+
+
+def under_way() -> Story:
+    """A customer who wrote, and a send that was handed to its sender: whether Meta has it is not known."""
+    story = Story()
+    story.writes()
+    story.take(request("one", story.now))
+    story.now += 1_000
+    return story
+
+
+def reacts(story: Story, name: str = "r", to: str = "one") -> list[dict[str, Any]]:
+    """The customer reacts to a message, and this is what the bot gets of it now."""
+    return delivered(story.writes(name, type="reaction", reaction={"message_id": wamid(to), "emoji": "x"}))
+
+
+@pytest.mark.parametrize("by", ["answer", "status"])
+def test_a_reaction_that_is_quicker_than_the_answer_waits_for_it(by: str) -> None:
+    """Else the bot would be told of a message it never heard of."""
+    story = under_way()
+    assert reacts(story) == []
+    learned = outcome("one", "accepted", story.now) if by == "answer" else status("one", "sent", story.now)
+    told = delivered(story.take(learned, after_ms=500))
+    assert told[0]["reaction"] == {"message_id": send_id("one"), "emoji": "x"}
+    assert [one.get("status") for one in told[1:]] == ([] if by == "answer" else ["sent"])
+    assert story.customer.held == []
+
+
+def test_what_comes_behind_it_stays_behind_it() -> None:
+    """Order per customer, for every sink."""
+    story = under_way()
+    reacts(story)
+    assert delivered(story.writes("a")) == []
+    assert delivered(story.writes("b")) == []
+    told = delivered(story.take(outcome("one", "accepted", story.now)))
+    assert [one["id"] for one in told] == [wamid("r"), wamid("a"), wamid("b")]
+
+
+def test_it_waits_for_ten_seconds_at_most() -> None:
+    """A doubt may last for hours; then it goes as Meta wrote it."""
+    story = under_way()
+    story.take(outcome("one", "in_doubt", story.now))
+    began = story.now
+    reacts(story)
+    story.writes("a")
+    assert next_due(story.customer, story.now) == began + HOLD_MS_MAX
+    assert delivered(story.due(after_ms=HOLD_MS_MAX - 1)) == []
+    told = delivered(story.due(after_ms=1))
+    assert [one["id"] for one in told] == [wamid("r"), wamid("a")]
+    assert told[0]["reaction"]["message_id"] == wamid("one")
+
+
+def test_nothing_waits_that_can_not_speak_of_a_send_under_way() -> None:
+    """Each wait is a customer's: none without a reason."""
+    story = under_way()
+    story.take(outcome("one", "accepted", story.now))
+    assert len(reacts(story, "1", to="strange")) == 1  # nothing is under way
+    story.take(request("two", story.now))
+    assert len(reacts(story, "2", to="one")) == 1  # known
+    assert len(reacts(story, "3", to="hello")) == 1  # the customer's own
+    assert len(delivered(story.writes("4"))) == 1  # speaks of nothing
+    early = message(
+        "5", story.now - 60_000, story.now, type="reaction", reaction={"message_id": wamid("x"), "emoji": "x"}
+    )
+    assert len(delivered(story.take(early))) == 1  # was written before the send was asked for
+    assert reacts(story, "6", to="two") == []
+    assert len(delivered(story.take(outcome("two", "refused", story.now, code=131026)))) == 2  # nothing to wait for
+
+
+def test_what_waits_is_bounded() -> None:
+    """A customer cannot make us remember more than so much; the first goes as it is."""
+    story = under_way()
+    reacts(story)
+    for index in range(HELD_MAX - 1):
+        assert delivered(story.writes(str(index))) == []
+    assert len(delivered(story.writes("one more"))) == HELD_MAX + 1
+    assert reacts(story, "again") == []
+    large = story.writes("large", type="text", text={"body": "x" * HELD_BYTES_MAX})
+    assert [one["id"] for one in delivered(large)] == [wamid("again"), wamid("large")]
 
 
 # ---- statuses: whoever sent, and who observes
