@@ -44,13 +44,14 @@ from broker.sandbox.bots import SampleBots
 from broker.secrets import Secret
 from broker.visit import EmbeddedVisit, EngineVisit, Visit
 from broker.vitals import Vitals
-from schemas.settings import LogSettings, SandboxSettings
+from schemas.settings import LogSettings, SandboxSettings, SinkSettings
 from workers.connector import Connector, guard_of
 from workers.customer import CustomerStage
 from workers.delivery import DeliveryStage
 from workers.graph import GraphClient
 from workers.sender import SenderStage
 from workers.sinks import Target
+from workers.topics import TopicPublisher
 
 logger = logging.getLogger("depesche")
 
@@ -157,11 +158,10 @@ def connector(config: Config) -> Connector:
 def rehearse(config: Config) -> None:
     """Build what needs neither log nor port, as the roles will. Raises `Misconfigured` with a line for each error."""
     settings, sandbox = config.settings, config.settings.sandbox
-    secrets = config.sink_secrets()
     attempts: list[Callable[[], object]] = [
         lambda: context_from(config),
         lambda: guard_of(settings.connector),
-        *(partial(Target, sink, secrets[sink.name]) for sink in settings.sinks),
+        *(partial(_target, config, sink) for sink in settings.sinks),
     ]
     if sandbox is not None:
         attempts += [partial(_sample_bots, config, sandbox, SystemClock()), partial(_must_be_playable, sandbox)]
@@ -284,7 +284,9 @@ class _Process:
             poster = connector(config)
             await poster.start()
             stack.push_async_callback(poster.stop)
-            delivery = DeliveryStage(engine, targets_of(config), poster, self.clock, self.rng)
+            publisher = TopicPublisher()
+            stack.push_async_callback(publisher.stop)
+            delivery = DeliveryStage(engine, targets_of(config), poster, self.clock, self.rng, publisher=publisher)
             await delivery.start()
             self.reloader.add(partial(_take_targets, delivery))
             started.append(delivery.stop)
@@ -371,8 +373,16 @@ def context_from(config: Config) -> Context:
 
 def targets_of(config: Config) -> list[Target]:
     """Return the sinks as they are delivered to. Raises `Misconfigured`."""
-    secrets = config.sink_secrets()
-    return [Target(sink, secrets[sink.name]) for sink in config.settings.sinks]
+    return [_target(config, sink) for sink in config.settings.sinks]
+
+
+def _target(config: Config, sink: SinkSettings) -> Target:
+    if sink.kind != "kafka":
+        return Target(sink, config.sink_secrets()[sink.name])
+    if sink.kafka is None:
+        return Target(sink, [], connection(config.settings.log.kafka, _kafka_password(config)))
+    where = f"sinks.{sink.name}.kafka"
+    return Target(sink, [], connection(sink.kafka, config.sink_passwords().get(sink.name), where))
 
 
 # What each part takes of a configuration that changed: built first, which may fail, then put in force.

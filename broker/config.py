@@ -22,10 +22,13 @@ from broker.core.media_url import media_secret
 from broker.core.routing import BOT, ROUTES_MAX, compile_route
 from broker.errors import Misconfigured
 from broker.secrets import Secret, read_secret
-from schemas.settings import GatewaySettings, SecretSource, Settings
+from schemas.settings import GatewaySettings, LogSettings, SecretSource, Settings, SinkSettings
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 """Names become parts of topic names, label values and our opaque data: short, and nothing that needs quoting."""
+
+TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+"""What Kafka takes for a topic's name."""
 
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
 
@@ -77,12 +80,21 @@ class Config:
         return {number: media_secret(token.reveal()) for number, token in self.number_tokens().items()}
 
     def sink_secrets(self) -> dict[str, tuple[Secret, ...]]:
-        """Return the signing secrets of each sink: the present one, then the one it replaces."""
+        """Return the signing secrets of each sink: the present one, then the one it replaces; none for a topic."""
         secrets = {}
         for i, sink in enumerate(self.settings.sinks):
-            names = ("secret",) if sink.previous_secret is None else ("secret", "previous_secret")
+            sources = {"secret": sink.secret, "previous_secret": sink.previous_secret}
+            names = [name for name, source in sources.items() if source is not None]
             secrets[sink.name] = tuple(self.secret(f"sinks[{i}].{name}") for name in names)
         return secrets
+
+    def sink_passwords(self) -> dict[str, Secret]:
+        """Return the password towards the cluster of each sink that has its own, and one."""
+        return {
+            s.name: self.secret(f"sinks[{i}].kafka.sasl_password")
+            for i, s in enumerate(self.settings.sinks)
+            if s.kafka is not None and s.kafka.sasl_password is not None
+        }
 
     def sink_verify_tokens(self) -> dict[str, Secret]:
         """Return what is said in the handshake towards each sink that has one."""
@@ -156,9 +168,7 @@ def check(settings: Settings) -> Iterable[str]:
             yield f"{where}.portfolio = {number.portfolio!r}: must match {NAME.pattern}"
     for i, sink in enumerate(settings.sinks):
         where = f"sinks[{i}]"
-        url = urlsplit(sink.url)
-        if url.scheme not in ("http", "https") or not url.hostname or url.username:
-            yield f"{where}.url = {sink.url!r}: must be http(s)://host[:port]/path without user information"
+        yield from _kind_of_sink(where, sink, settings.log)
         yield from _between(f"{where}.timeout_s", sink.timeout_s, 0.1, 60)
         yield from _between(f"{where}.in_flight_max", sink.in_flight_max, 1, 1_000)
         yield from _between(f"{where}.give_up_after_s", sink.give_up_after_s, 1, 7 * 86_400)
@@ -258,6 +268,30 @@ def _public_url(gateway: GatewaySettings) -> Iterable[str]:
         yield f"gateway.public_url = {gateway.public_url!r}: must be http(s)://host[:port][/path], and nothing more"
 
 
+def _kind_of_sink(where: str, sink: SinkSettings, log: LogSettings) -> Iterable[str]:
+    """Yield what is wrong with where a sink is, by its kind."""
+    if sink.kind != "kafka":
+        url = urlsplit(sink.url)
+        if url.scheme not in ("http", "https") or not url.hostname or url.username:
+            yield f"{where}.url = {sink.url!r}: must be http(s)://host[:port]/path without user information"
+        if sink.secret is None:
+            yield f"{where}.secret: kind {sink.kind!r} needs one; its events are signed with it"
+        for name, is_there in (("topic", sink.topic != ""), ("kafka", sink.kafka is not None)):
+            if is_there:
+                yield f"{where}.{name}: belongs to kind 'kafka'"
+        return
+    for name, is_there in (("url", sink.url != ""), ("secret", sink.secret is not None)):
+        if is_there:
+            yield f"{where}.{name}: belongs to kinds 'meta' and 'standard'; a 'kafka' sink has a topic"
+    if not TOPIC.fullmatch(sink.topic) or sink.topic in (".", ".."):
+        yield f"{where}.topic = {sink.topic!r}: must be a topic's name: 1 to 249 of letters, digits, '.', '_' and '-'"
+    elif sink.kafka is None and log.engine == "kafka" and sink.topic.startswith(log.kafka.prefix):
+        yield f"{where}.topic = {sink.topic!r}: begins with log.kafka.prefix, under which our own logs are"
+    if sink.kafka is None and log.engine != "kafka":
+        yield f"{where}.kafka: is missing; with log.engine = {log.engine!r} it must say where the topic is"
+    yield from _between(f"{where}.message_bytes_max", sink.message_bytes_max, 1_000, 4_000_000)
+
+
 def _sources(settings: Settings) -> Iterable[tuple[str, SecretSource]]:
     for i, app in enumerate(settings.apps):
         for j, source in enumerate(app.secrets):
@@ -266,7 +300,10 @@ def _sources(settings: Settings) -> Iterable[tuple[str, SecretSource]]:
     for i, number in enumerate(settings.numbers):
         yield f"numbers[{i}].token", number.token
     for i, sink in enumerate(settings.sinks):
-        yield f"sinks[{i}].secret", sink.secret
+        if sink.secret is not None:
+            yield f"sinks[{i}].secret", sink.secret
+        if sink.kafka is not None and sink.kafka.sasl_password is not None:
+            yield f"sinks[{i}].kafka.sasl_password", sink.kafka.sasl_password
         if sink.previous_secret is not None:
             yield f"sinks[{i}].previous_secret", sink.previous_secret
         if sink.verify_token is not None:

@@ -45,16 +45,31 @@ class Number(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     throughput_mps: int = 80
 
 
+class KafkaAccess(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How to reach Apache Kafka."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = ""
+    sasl_username: str = ""
+    sasl_password: SecretSource | None = None
+
+
 class SinkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A place events are delivered to. `kind` "meta" speaks Meta's own webhook format and signature, "standard" is
-    Standard Webhooks. `secret`: the app secret towards a `meta` sink, the `whsec_…` of a `standard` one.
-    `previous_secret`: while it is rotated, a `standard` sink's events are signed with both; Meta's format has room for
-    one signature."""
+    Standard Webhooks, "kafka" a topic of the brand's own. `secret`: the app secret towards a `meta` sink, the
+    `whsec_…` of a `standard` one. `previous_secret`: while it is rotated, a `standard` sink's events are signed with
+    both; Meta's format has room for one signature."""
 
     name: str
-    kind: Literal["meta", "standard"]
-    url: str
-    secret: SecretSource
+    kind: Literal["meta", "standard", "kafka"]
+    url: str = ""
+    """Of a `meta` or `standard` sink; they need one."""
+    secret: SecretSource | None = None
+    """What their events are signed with; they need one, a topic has none."""
     previous_secret: SecretSource | None = None
     timeout_s: float = 15.0
     in_flight_max: int = 64
@@ -67,6 +82,13 @@ class SinkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     libraries refuse."""
     verify_token: SecretSource | None = None
     """What `depesche sinks verify` says in the GET handshake towards a `meta` sink, as Meta's dashboard would."""
+    topic: str = ""
+    """Of a `kafka` sink, which needs one. It is the brand's: we neither make nor change it."""
+    kafka: KafkaAccess | None = None
+    """The cluster the topic is on; without it the one our logs are on."""
+    message_bytes_max: int = 1_000_000
+    """Of a `kafka` sink: key, headers and value of one message. Kafka's own default for a topic is 1,048,588 for a
+    batch; with a larger `max.message.bytes` this may grow too, up to what Meta sends (3 MB)."""
 
 
 class BotKey(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -153,17 +175,9 @@ class Hours(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Days with hours of their own: `2026-12-24 09:00-12:00`."""
 
 
-class KafkaSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How to reach Apache Kafka, and the timings of our clients (measured: operations.md 6)."""
+class KafkaSettings(KafkaAccess, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The cluster our logs are on, and the timings of our clients (measured: operations.md 6)."""
 
-    bootstrap_servers: str = "127.0.0.1:9092"
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    ca_file: str = ""
-    cert_file: str = ""
-    key_file: str = ""
-    sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = ""
-    sasl_username: str = ""
-    sasl_password: SecretSource | None = None
     prefix: str = "depesche."
     replication_factor: int = 3
     min_insync_replicas: int = 2

@@ -166,3 +166,36 @@ def test_a_file_that_is_not_there_or_not_toml_is_said(tmp_path: Path) -> None:
     (tmp_path / "wrong.toml").write_text("numbers = [")
     with pytest.raises(Misconfigured, match="is not TOML"):
         load(tmp_path / "wrong.toml")
+
+
+@pytest.mark.parametrize(
+    ("sink", "wrong"),
+    [
+        ({"topic": ""}, "sinks[2].topic = ''"),
+        ({"topic": "brand topic"}, "sinks[2].topic = 'brand topic'"),
+        ({"url": "https://bot.example/"}, "sinks[2].url: belongs to kinds"),
+        ({"secret": {"env": "X"}}, "sinks[2].secret: belongs to kinds"),
+        ({"kafka": None}, "sinks[2].kafka: is missing; with log.engine = 'embedded'"),
+        ({"message_bytes_max": 5_000_000}, "sinks[2].message_bytes_max = 5000000"),
+        ({"verify_token": {"env": "X"}}, "sinks[2].verify_token: belongs to kind 'meta'"),
+    ],
+)
+def test_a_sink_of_kind_kafka_has_a_topic_and_nothing_of_http(sink: Tree, wrong: str) -> None:
+    """What belongs to another kind is a mistake somebody would wonder about for long."""
+    tree = example()
+    right = {"name": "events", "kind": "kafka", "topic": "brand", "kafka": {"bootstrap_servers": "kafka:9092"}}
+    tree["sinks"].append(right)
+    parse(tree)
+    tree["sinks"][-1] = {name: value for name, value in {**right, **sink}.items() if value is not None}
+    with pytest.raises(Misconfigured) as error:
+        parse(tree)
+    assert wrong in str(error.value)
+
+
+def test_a_sinks_topic_is_not_among_our_own_logs() -> None:
+    """A brand's events appended to our own log would come to us as records nobody can read."""
+    tree = example()
+    tree["log"] = {"engine": "kafka"}
+    tree["sinks"].append({"name": "events", "kind": "kafka", "topic": "depesche.conversations"})
+    with pytest.raises(Misconfigured, match=r"begins with log.kafka.prefix"):
+        parse(tree)

@@ -35,8 +35,8 @@ from schemas.records import DeliveryEvent, DeliveryFailed, SinkControl, decode_d
 from workers.actor import Actor, Woke
 from workers.control import Controls
 from workers.gate import Gate, Line
-from workers.poster import Posted, Poster, PostFailed
-from workers.sinks import Target
+from workers.poster import Posted, Poster, PostFailed, Publisher, Reason
+from workers.sinks import Request, Target
 from workers.supervisor import MALFORMED, POISON, Crashes, count_dead_letter, dead_letter, describe, where
 
 KIND = "bot"
@@ -92,7 +92,8 @@ class SetAside(NamedTuple):
 
 
 class DeliveryStage:
-    """Everything that delivers in this process. `targets`: the sinks; their logs must exist."""
+    """Everything that delivers in this process. `targets`: the sinks; their logs must exist. `publisher`: for those of
+    kind `kafka`; without it none of them may be among the targets."""
 
     def __init__(
         self,
@@ -102,9 +103,11 @@ class DeliveryStage:
         clock: Clock,
         rng: random.Random,
         limits: DeliveryLimits | None = None,
+        publisher: Publisher | None = None,
     ) -> None:
         self.engine = engine
         self.poster = poster
+        self.publisher = publisher
         self.clock = clock
         self.rng = rng
         self.limits = limits if limits is not None else DeliveryLimits()
@@ -340,7 +343,7 @@ class SinkPartition:
 
     async def _post(self, entry: Entry, event: DeliveryEvent, trouble: Trouble) -> tuple[Attempted | None, bool]:
         """Post once; return what came of it (None: cut off, because the lease is away) and whether it timed out."""
-        clock, settings = self.stage.clock, self.target.settings
+        clock = self.stage.clock
         request = self.target.render(event, clock.now())
         if trouble.attempts == 0:
             _wait.observe(max(0, clock.now() - entry.appended_at) / 1_000)
@@ -353,8 +356,7 @@ class SinkPartition:
         result, timed_out = "failed", False
         try:
             async with cut:
-                posted = await self.stage.poster.post(settings.url, request.headers, request.body, settings.timeout_s)
-            attempted = _judged(posted, clock.now())
+                attempted = await self._send(entry.key, request)
             result = _RESULTS.get(attempted.found, "failed")
         except TimeoutError:
             if cut.expired():
@@ -364,7 +366,7 @@ class SinkPartition:
         except PostFailed as error:
             timed_out = error.reason == "timeout"
             result = _RESULTS_WITHOUT_ANSWER[error.reason]
-            attempted = Attempted(Verdict.UNSURE if timed_out else Verdict.SINK, str(error))
+            attempted = Attempted(_VERDICTS_WITHOUT_ANSWER[error.reason], str(error))
         except Exception as error:  # a crash of the HTTP client says nothing about the event: never set it aside for it
             _log.error("sink %s: the HTTP client crashed: %s", self.target.name, where(error))
             attempted = Attempted(Verdict.SINK, f"the HTTP client crashed: {where(error)}")
@@ -373,6 +375,17 @@ class SinkPartition:
             _duration.observe(clock.monotonic() - begun_at)
         _attempts[result].inc()
         return attempted, timed_out
+
+    async def _send(self, key: bytes, request: Request) -> Attempted:
+        """Bring an event out, once. Raises `PostFailed`."""
+        stage, target = self.stage, self.target
+        settings = target.settings
+        if settings.kind == "kafka":
+            assert stage.publisher is not None, "a kafka sink needs a publisher"
+            await stage.publisher.publish(settings, target.connect, key, request.headers, request.body)
+            return Attempted(Verdict.TAKEN, "")
+        posted = await stage.poster.post(settings.url, request.headers, request.body, settings.timeout_s)
+        return _judged(posted, stage.clock.now())
 
     def _is_held(self) -> bool:
         return self._follow.state is LeaseState.HELD
@@ -494,7 +507,18 @@ class Lane(Actor[Entry, Attempted | SetAside]):
 
 
 _RESULTS = {Verdict.TAKEN: "ok", Verdict.EVENT: "refused"}
-_RESULTS_WITHOUT_ANSWER = {"timeout": "timeout", "connection": "failed", "forbidden": "forbidden"}
+_RESULTS_WITHOUT_ANSWER: dict[Reason, str] = {
+    "timeout": "timeout",
+    "connection": "failed",
+    "forbidden": "forbidden",
+    "refused": "refused",
+}
+_VERDICTS_WITHOUT_ANSWER: dict[Reason, Verdict] = {
+    "timeout": Verdict.UNSURE,
+    "connection": Verdict.SINK,
+    "forbidden": Verdict.SINK,
+    "refused": Verdict.EVENT,
+}
 
 
 def _judged(posted: Posted, now: int) -> Attempted:

@@ -3,7 +3,12 @@
 `meta`: Meta's own webhook. The event's body as it stands, signed as Meta signs (Graph webhooks, "Validating payloads"),
 with the sink's own secret: a bot built for the Cloud API needs no change. `standard`: Standard Webhooks. `{"type",
 "timestamp", "data"}`, and `"tags"` where routes gave some, with a stable id, the time of the attempt, and a signature
-for each secret valid at present. Beside both, a message carries its conversation's epoch as a header.
+for each secret valid at present. `kafka`: a message on a topic of the brand's own, JSON that a person can read, our
+envelope around the same body:
+
+    {"id", "type", "timestamp", "received_at", "sink", "customer", "phone_number_id", "tags"?, "data"}
+
+Beside each, as headers, stand the conversation's epoch and whether an operator had the event delivered once more.
 
 A body is the same bytes at every attempt, so that a sink can compare, and a signature made over it stays right.
 """
@@ -15,9 +20,9 @@ import hashlib
 import hmac
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -45,15 +50,24 @@ class Request(NamedTuple):
 class Target:
     """One sink: where it is and how it is spoken to."""
 
-    def __init__(self, settings: SinkSettings, secrets: Sequence[Secret]) -> None:
+    def __init__(
+        self, settings: SinkSettings, secrets: Sequence[Secret], connect: Mapping[str, Any] | None = None
+    ) -> None:
         """`secrets`: the present one first, then those still valid while one is being rotated (`standard` only signs
-        with all; Meta's format has room for one). Raises `Misconfigured`."""
+        with all; Meta's format has room for one). `connect`: how to reach the cluster of a `kafka` sink. Raises
+        `Misconfigured`."""
+        self.settings = settings
+        self.name = settings.name
+        self.connect = dict(connect or {})
+        self._keys: list[bytes] = []
+        if settings.kind == "kafka":
+            if not self.connect:
+                raise Misconfigured(f"sinks.{settings.name}.kafka: nothing says where its topic is")
+            return
         if not secrets:
             raise Misconfigured(f"sinks.{settings.name}.secret: a sink needs one; its events are signed with it")
         if not settings.url.startswith(("https://", "http://")):
             raise Misconfigured(f"sinks.{settings.name}.url: must begin with https:// or http://")
-        self.settings = settings
-        self.name = settings.name
         if settings.kind == "standard":
             self._keys = [_standard_key(settings.name, secret) for secret in secrets]
         else:
@@ -61,9 +75,13 @@ class Target:
 
     def render(self, event: DeliveryEvent, now: int) -> Request:
         """Return the request of an attempt at `now` (Unix ms)."""
-        if self.settings.kind == "standard":
-            return self._standard(event, now)
-        return self._meta(event)
+        match self.settings.kind:
+            case "standard":
+                return self._standard(event, now)
+            case "kafka":
+                return self._message(event)
+            case _:
+                return self._meta(event)
 
     def _meta(self, event: DeliveryEvent) -> Request:
         body = ascii_json(event.body)
@@ -99,6 +117,24 @@ class Target:
                 **_beside(event),
             },
             body,
+        )
+
+    def _message(self, event: DeliveryEvent) -> Request:
+        envelope: dict[str, Any] = {
+            "id": event.delivery_id,
+            "type": f"whatsapp.{event.kind}",
+            "timestamp": iso(event.at or event.accepted_at),
+            "received_at": iso(event.accepted_at),
+            "sink": self.name,
+            "customer": event.customer,
+            "phone_number_id": event.phone_number_id,
+        }
+        if event.tags:
+            envelope["tags"] = list(event.tags)
+        head = ascii_json(msgspec.json.encode(envelope))
+        return Request(
+            {"content-type": "application/json", "depesche-id": event.delivery_id, **_beside(event)},
+            b'%b,"data":%b}' % (head[:-1], ascii_json(event.body)),
         )
 
 

@@ -185,4 +185,6 @@ def _sink(config: Config, name: str) -> SinkSettings:
 
 
 def _place(sink: SinkSettings) -> str:
-    return sink.url
+    if sink.kind != "kafka":
+        return sink.url
+    return f"topic {sink.topic}" + ("" if sink.kafka is None else f" at {sink.kafka.bootstrap_servers}")

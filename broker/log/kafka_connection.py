@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError, ProducerClosed
 from broker.clock import Clock
 from broker.errors import Misconfigured
 from broker.secrets import Secret
-from schemas.settings import KafkaSettings
+from schemas.settings import KafkaAccess
 
 CLIENT_ERRORS = (KafkaError, OSError, TimeoutError, AssertionError)
 """What the client raises when something is wrong outside of us. AssertionError: what it says after a fatal error."""
@@ -35,25 +35,26 @@ REQUEST_TIMEOUT_MS = 5_000
 """Of produce and metadata requests. Not of a joining consumer: a join is answered when the whole group has joined."""
 
 
-def connection(settings: KafkaSettings, password: Secret | None) -> dict[str, Any]:
-    """Return what every client object is given. Raises `Misconfigured` when files or names do not fit."""
+def connection(settings: KafkaAccess, password: Secret | None, where: str = "log.kafka") -> dict[str, Any]:
+    """Return what every client object is given. Raises `Misconfigured` when files or names do not fit; `where` is the
+    settings' path."""
     made: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",") if server.strip()],
         "security_protocol": settings.security_protocol,
     }
     if not made["bootstrap_servers"]:
-        raise Misconfigured("log.kafka.bootstrap_servers: is empty; it must name at least one host:port")
+        raise Misconfigured(f"{where}.bootstrap_servers: is empty; it must name at least one host:port")
     if settings.security_protocol in ("SSL", "SASL_SSL"):
         try:
             context = ssl.create_default_context(cafile=settings.ca_file or None)
             if settings.cert_file:
                 context.load_cert_chain(settings.cert_file, settings.key_file or None)
         except (OSError, ssl.SSLError) as error:
-            raise Misconfigured(f"log.kafka: the TLS files cannot be used: {error}") from None
+            raise Misconfigured(f"{where}: the TLS files cannot be used: {error}") from None
         made["ssl_context"] = context
     if settings.security_protocol.startswith("SASL"):
         if not settings.sasl_mechanism or not settings.sasl_username or password is None:
-            raise Misconfigured("log.kafka: SASL needs sasl_mechanism, sasl_username and sasl_password")
+            raise Misconfigured(f"{where}: SASL needs sasl_mechanism, sasl_username and sasl_password")
         made["sasl_mechanism"] = settings.sasl_mechanism
         made["sasl_plain_username"] = settings.sasl_username
         made["sasl_plain_password"] = password.reveal()
