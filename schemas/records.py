@@ -33,6 +33,9 @@ Lane = Literal["reply", "transactional", "campaign"]
 SendClass = Literal["otp", "reply", "transactional", "campaign"]
 """Why a send exists, which decides its lane and what happens when its outcome is not known. "otp" goes by "reply"."""
 
+Edge = Literal["messages", "marketing_messages"]
+"""By which of Graph's two endpoints a send goes; the second takes marketing templates only."""
+
 LANES: tuple[Lane, ...] = ("reply", "transactional", "campaign")
 
 
@@ -96,6 +99,7 @@ class SendRequest(Struct, tag="send", frozen=True, omit_defaults=True):
     epoch: int | None = None
     fingerprint: bytes = b""
     marketing: bool = False
+    edge: Edge = "messages"
 
 
 class SendOutcome(Struct, tag="outcome", frozen=True, omit_defaults=True):
@@ -155,6 +159,7 @@ class Ready(Struct, tag="ready", frozen=True, omit_defaults=True):
     not_after: int
     requested_at: int = 0
     template: str = ""
+    edge: Edge = "messages"
 
 
 class Settle(Struct, tag="settle", frozen=True, omit_defaults=True):

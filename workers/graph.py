@@ -17,6 +17,8 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from msgspec import Struct
 
+from schemas.records import Edge
+
 CONNECT_S_MAX = 5.0
 """Address, connection and TLS together. Nothing was sent yet, so giving up early costs nothing."""
 
@@ -31,11 +33,12 @@ KEEPALIVE_S = 25.0
 
 
 class GraphCall(Struct, frozen=True):
-    """One POST to `/<version>/<phone_number_id>/messages`. `token` is read when the call begins, for it may rotate."""
+    """One POST to `/<version>/<phone_number_id>/<edge>`. `token` is read when the call begins, for it may rotate."""
 
     phone_number_id: str
     body: bytes
     token: str
+    edge: Edge = "messages"
 
 
 class GraphAnswer(Struct, frozen=True):
@@ -152,7 +155,7 @@ class GraphClient:
 
     async def _post(self, session: aiohttp.ClientSession, call: GraphCall, body: _Body) -> GraphAnswer:
         async with session.post(
-            f"{self._root}/{call.phone_number_id}/messages",
+            f"{self._root}/{call.phone_number_id}/{call.edge}",
             data=body,
             headers={"Authorization": f"Bearer {call.token}"},
             allow_redirects=False,

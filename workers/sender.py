@@ -646,7 +646,7 @@ class SlotOwner:
             granted_at = self._clock.monotonic()
 
         try:
-            call = GraphCall(number, send.ready.body, self._stage.token(number))
+            call = GraphCall(number, send.ready.body, self._stage.token(number), send.ready.edge)
             answer = await self._stage.graph.call(call, permit)
         except Refused as refused:
             if refused.permit is Permit.EXPIRED:

@@ -609,6 +609,7 @@ class Turn:
             template=request.template,
             own=request.opaque,
             marketing=request.marketing,
+            edge=request.edge,
         )
         label, refusal = self._refusal(send, request)
         if refusal is not None:
@@ -690,6 +691,7 @@ class Turn:
             not_after=send.not_after,
             requested_at=send.requested_at,
             template=send.template,
+            edge=send.edge,
         )
         self._commands.append(Dispatch(number.slot, ready))
 

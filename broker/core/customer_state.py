@@ -16,7 +16,7 @@ from msgspec import Struct, field
 from broker.core import consent, dedupe
 from broker.core.consent import Change
 from broker.core.opaque import new_send_id
-from schemas.records import SendClass
+from schemas.records import Edge, SendClass
 
 QUIET_BYTES_MAX = 400
 """What a quiet customer may occupy; a test measures it."""
@@ -61,6 +61,7 @@ class Send(Struct, array_like=True, gc=False):
     own: str | None = None
     marketing: bool = False
     """Besides those of class "campaign", which always are."""
+    edge: Edge = "messages"
 
 
 class Known(Struct, array_like=True, gc=False, frozen=True):

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from msgspec.structs import replace
 
 from tests.actors.graph_server import GraphServer, Seen, accept, answering, eventually
 from workers.graph import ANSWER_BYTES_MAX, GraphAnswer, GraphCall, GraphClient, NotSent, PermitRefused, Unanswered
@@ -49,6 +50,12 @@ async def test_a_send_goes_out_as_one_post_with_its_token(client: GraphClient, s
     assert seen.headers["authorization"] == "Bearer secret"
     assert seen.headers["content-type"] == "application/json"
     assert seen.body == CALL.body
+
+
+async def test_a_marketing_send_goes_by_its_own_endpoint(client: GraphClient, server: GraphServer) -> None:
+    """Meta optimises what comes by it, and some accounts may send marketing in no other way."""
+    await client.call(replace(CALL, edge="marketing_messages"), granted)
+    assert [seen.path for seen in server.seen] == ["/v26.0/106540352242922/marketing_messages"]
 
 
 async def test_errors_come_back_as_they_are(client: GraphClient, server: GraphServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from msgspec.structs import replace
 
 from broker.core.customer import (
     LOOK_AGAIN_MS,
@@ -533,6 +534,17 @@ def test_doubt_ends_at_the_latest_when_the_send_would_be_too_old() -> None:
     assert next_due(story.customer, story.now) == 0
     story.take(status("one", "sent", story.now))
     assert [one["status"] for one in delivered(story.commands, "bot")] == ["sent"]
+
+
+def test_a_marketing_send_keeps_its_endpoint_through_doubt() -> None:
+    """Sent again by the other endpoint, it would be another product with other prices."""
+    story = Story()
+    story.writes()
+    story.take(replace(request("one", story.now), edge="marketing_messages"))
+    assert [ready.edge for ready in readies(story.commands)] == ["marketing_messages"]
+    story.take(outcome("one", "in_doubt", story.now))
+    story.heard[NUMBER] = story.now + WINDOW_MS // 2
+    assert [ready.edge for ready in readies(story.due(after_ms=MINUTE_MS))] == ["marketing_messages"]
 
 
 def test_doubt_that_returns_is_given_up() -> None:

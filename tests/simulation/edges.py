@@ -82,7 +82,7 @@ class SimGraph:
         line = unwrap(said.get("biz_opaque_callback_data", ""))
         if line is not None:
             self._evidence.issue(process, call.phone_number_id, line.customer, line.send_id)
-        path = f"/v26.0/{call.phone_number_id}/messages"
+        path = f"/v26.0/{call.phone_number_id}/{call.edge}"
         request = Request("POST", path, {"Authorization": f"Bearer {call.token}"}, call.body)
         # What left has left: dying comes right after it, and before anything else of this process.
         self._evidence.sim.loop.call_soon(self._on_moment, "call.sent", context=self._evidence.sim.loop.world)
