@@ -441,8 +441,8 @@ class Sandbox:
         from_page = request.headers.get("Sec-Fetch-Site") == "same-origin"
         if not from_page and token not in {number.token for number in self.platform.numbers.values()}:
             raise _wrong(401, "the number's token is needed")
-        if medium is None:
-            raise _wrong(404, "no such medium")
+        if medium is None or _int(request, "ext", 1 << 62) * 1_000 < self._clock.now():
+            raise _wrong(404, "no such medium, or its url is too old")
         headers = {"Content-Security-Policy": "sandbox", "X-Content-Type-Options": "nosniff"}
         return web.Response(body=medium.data, content_type=medium.mime_type.partition(";")[0], headers=headers)
 

@@ -17,11 +17,13 @@ from functools import partial
 from itertools import islice
 from random import Random
 from typing import Any, Literal
+from urllib.parse import parse_qsl
 
 from msgspec import Struct
 
 from broker.clock import Clock
 from broker.sandbox.errors import ERRORS
+from broker.sandbox.account import Accounts
 from broker.sandbox.faults import GIVES_UP_ANSWER_S, Faults
 from broker.sandbox.journal import (
     Called,
@@ -181,6 +183,7 @@ class Platform:
         self._portfolios: dict[str, PortfolioLimit] = {}
         self._messages: OrderedDict[str, MessageRef] = OrderedDict()
         self._media = Media()
+        self._accounts = Accounts(self.people, self.windows, self.templates, rng)
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._timer_count = 0
         self._resume: list[Callable[[], None]] = []
@@ -250,7 +253,7 @@ class Platform:
         node, edge = route["node"], route["edge"] or ""
         if method == "POST" and edge in ("messages", "marketing_messages"):
             return await self._message_call(self.numbers[node], path, body, marketing=edge == "marketing_messages")
-        return self._other_call(method, node, edge, headers, body)
+        return self._other_call(method, path, node, edge, headers, body)
 
     def _unauthorised(self, node: str, headers: Mapping[str, str]) -> GraphError | None:
         scheme, _, token = _header(headers, "authorization").partition(" ")
@@ -743,21 +746,33 @@ class Platform:
             "url": f"{self.base_url}/sandbox/media/{media_id}",
         }
 
-    def _other_call(self, method: str, node: str, edge: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def _other_call(
+        self, method: str, path: str, node: str, edge: str, headers: Mapping[str, str], body: bytes
+    ) -> Answer:
+        query = dict(parse_qsl(path.partition("?")[2]))
         number = self.numbers.get(node)
         medium = self._media.get(node)
+        if medium is not None and query.get("phone_number_id", medium.number) != medium.number:
+            return self._refused(_not_found(node, method))
         if number is not None and edge == "" and method == "GET":
             return self._json(200, self._number_node(number))
         if number is not None and edge == "media" and method == "POST":
             return self._upload_call(number, headers, body)
         if medium is not None and edge == "" and method == "GET":
-            return self._json(200, node_of(medium, self.base_url))
+            return self._json(200, node_of(medium, self.base_url, self.clock.now()))
         if medium is not None and edge == "" and method == "DELETE":
             self._media.drop(node)
             return self._json(200, {"success": True})
         if edge == "subscribed_apps" and method in ("GET", "POST"):
             return self._json(200, {"success": True} if method == "POST" else {"data": []})
-        return self._refused(_not_found(node, method))
+        if number is not None:
+            found = self._accounts.of_number(method, node, edge, body, self.clock.now())
+        else:
+            token = _header(headers, "authorization").partition(" ")[2].strip()
+            found = self._accounts.of_waba(method, node, edge, query, self.base_url, token)
+        if found is None:
+            return self._refused(_not_found(node, method))
+        return self._refused(found) if isinstance(found, GraphError) else self._json(200, found)
 
     def _upload_call(self, number: BusinessNumber, headers: Mapping[str, str], body: bytes) -> Answer:
         upload = read_upload(_header(headers, "content-type"), body)
