@@ -18,6 +18,7 @@ import msgspec
 
 from broker.core.consent import words
 from broker.core.hours import Hours, compile_hours
+from broker.core.endpoints import listed
 from broker.core.media_url import media_secret
 from broker.core.routing import BOT, ROUTES_MAX, compile_route
 from broker.errors import Misconfigured
@@ -183,6 +184,7 @@ def check(settings: Settings) -> Iterable[str]:
             yield f"{where}.sha256 = {key.sha256!r}: must be 64 lower-case hex digits (`depesche key new` prints them)"
         if key.sink not in sinks:
             yield f"{where}.sink = {key.sink!r}: no such sink; there are {_list(sinks)}"
+        yield from _between(f"{where}.requests_per_s_max", key.requests_per_s_max, 0, 100_000)
         if not key.numbers:
             yield f"{where}.numbers = []: name the numbers this key may send from, or '*' for all"
         for j, name in enumerate(key.numbers):
@@ -244,7 +246,7 @@ def check(settings: Settings) -> Iterable[str]:
     for where, port in ports:
         yield from _between(f"{where}.port", port, 0, 65_535)
     yield from _between("receiver.append_timeout_s", settings.receiver.append_timeout_s, 0.1, 20)
-    yield from _public_url(settings.gateway)
+    yield from _gateway(settings.gateway)
     yield from _between("gateway.append_timeout_s", settings.gateway.append_timeout_s, 0.1, 60)
     yield from _between("sender.call_timeout_s", settings.sender.call_timeout_s, 1, 300)
     yield from _between("sender.in_flight_max", settings.sender.in_flight_max, 1, 2_000)
@@ -254,6 +256,23 @@ def check(settings: Settings) -> Iterable[str]:
                 ipaddress.ip_network(text)
             except ValueError as error:
                 yield f"connector.{where}[{i}] = {text!r}: is not an address range: {error}"
+
+
+def _gateway(gateway: GatewaySettings) -> Iterable[str]:
+    yield from _public_url(gateway)
+    try:
+        listed(gateway.passthrough)
+    except ValueError as error:
+        yield f"gateway.passthrough: {error}"
+    yield from _between("gateway.graph_timeout_s", gateway.graph_timeout_s, 1, 300)
+    yield from _between("gateway.graph_in_flight_max", gateway.graph_in_flight_max, 1, 1_000)
+    yield from _between("gateway.media_bytes_max", gateway.media_bytes_max, 1, 2**31)
+    yield from _between("gateway.media_timeout_s", gateway.media_timeout_s, 1, 3_600)
+    if gateway.template_refresh_s:
+        yield from _between("gateway.template_refresh_s", gateway.template_refresh_s, 60, 86_400)
+    for i, host in enumerate(gateway.media_hosts):
+        if not re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", host):
+            yield f"gateway.media_hosts[{i}] = {host!r}: must be a name such as 'fbsbx.com'"
 
 
 def _public_url(gateway: GatewaySettings) -> Iterable[str]:

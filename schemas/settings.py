@@ -100,6 +100,9 @@ class BotKey(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     numbers: list[str]
     sink: str
     send_class: SendClass = "reply"
+    requests_per_s_max: float = 0.0
+    """At each gateway; up to a second's worth at once, beyond it 429. 0 is no limit: a number's tier bounds what is
+    sent, this bounds what a bot that ran wild may ask for."""
 
 
 class When(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -231,6 +234,24 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Message types we do not know are passed on and counted; false refuses them."""
     public_url: str = ""
     """Where bots reach the gateway: media urls begin with it. Empty: `http://<host>:<port>`."""
+    passthrough: list[str] = field(default_factory=list)
+    """What of Graph bots may call besides what `core/endpoints.py` lists, such as "GET number/settings" or
+    "POST waba/message_templates". What takes webhooks away or unregisters a number is refused here, too."""
+    graph_timeout_s: float = 30.0
+    """Of a call passed on to Graph, from its first byte to the end of its answer."""
+    graph_in_flight_max: int = 64
+    """Calls passed on, uploads and downloads under way at once, over all keys; beyond it 503. Each holds a connection
+    and up to 256 kB. A quarter of them at most are one key's, so that no bot keeps the others out."""
+    media_bytes_max: int = 101 * 1024 * 1024
+    """Of an upload or download: Meta takes documents up to 100 MB."""
+    media_timeout_s: float = 300.0
+    """Of a whole upload or download; 100 MB in it are 3 Mbit/s. A side that is silent for 30 s ends it sooner."""
+    media_hosts: list[str] = field(default_factory=lambda: ["fbsbx.com", "fbcdn.net", "facebook.com", "whatsapp.net"])
+    """Names under which Meta keeps media: to them alone, and by TLS, its token is shown."""
+    template_refresh_s: float = 900.0
+    """How often the categories of templates are read from Meta, which decide their lanes; 0 is never."""
+    template_classes: dict[str, SendClass] = field(default_factory=dict)
+    """Class of what is sent by a template, by its name, where its category in Meta's list is not to decide."""
 
 
 class SenderSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

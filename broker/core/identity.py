@@ -49,6 +49,28 @@ def normalise_wa_id(text: str) -> str:
     return digits
 
 
+def whatsapp_id(text: str) -> str:
+    """Return the `wa_id` by which webhooks most likely speak of whoever has this phone; "" when it is no phone.
+
+    Replies are addressed by what a webhook said, so what may be a `wa_id` stays as it is. Changed is only what rarely
+    is one: Mexico without its 1, Argentina without its 9, Brazil with the ninth digit outside of São Paulo, Rio de
+    Janeiro and Espírito Santo (area codes below 31), where Meta's ids kept eight.
+    Source: meta-cloud-api.md 7; megaapp977/stack issue 576.
+    """
+    digits = text if text.isascii() and text.isdigit() else text.translate(_BLANKS)
+    if not normalise_wa_id(digits):
+        return ""
+    if digits.startswith("00"):
+        digits = digits.lstrip("0")
+    if len(digits) == 12 and digits.startswith("52") and digits[2] != "1":
+        return f"521{digits[2:]}"
+    if len(digits) == 12 and digits.startswith("54") and digits[2] != "9":
+        return f"549{digits[2:]}"
+    if len(digits) == 13 and digits.startswith("55") and digits[2:4] >= "31" and digits[4] == "9":
+        return digits[:4] + digits[5:]
+    return digits
+
+
 def customer_key(portfolio: str, wa_id: str, bsuid: str) -> CustomerKey:
     """Return a customer's key: by phone where one is known, else by BSUID, which means something in one portfolio only.
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import binascii
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -83,6 +85,26 @@ def from_ours(phone_number_id: str, ours: str, secret: bytes) -> Medium | None:
     except (binascii.Error, UnicodeDecodeError):
         return None
     return Medium(phone_number_id, media_id, url)
+
+
+def is_metas(url: str, hosts: Sequence[str], graph_url: str) -> bool:
+    """Whether Meta's token may be shown to whoever answers at a url: by TLS at one of the hosts or below it, or at
+    Graph itself, wherever the settings have it. That a url was signed by us proves nothing: it came by webhook."""
+    try:
+        found, graph = urlsplit(url), urlsplit(graph_url)
+        port, graph_port = found.port, graph.port
+    except ValueError:
+        return False
+    host = (found.hostname or "").rstrip(".")
+    if not host or found.username is not None or found.password is not None:
+        return False
+    if (found.scheme, host, port) == (graph.scheme, graph.hostname, graph_port):
+        return True
+    return (
+        found.scheme == "https"
+        and port in (None, 443)
+        and any(host == known or host.endswith("." + known) for known in hosts)
+    )
 
 
 def _signature(phone_number_id: str, named: str, secret: bytes) -> str:

@@ -18,6 +18,7 @@ from broker.core.identity import (
     portfolio_of,
     record_key,
     same_phone,
+    whatsapp_id,
 )
 
 
@@ -140,3 +141,25 @@ def test_a_portfolio_that_would_blur_keys_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="portfolio"):
         check_portfolio(name)
     check_portfolio("main")
+
+
+@pytest.mark.parametrize(
+    ("dialled", "wa_id"),
+    [
+        ("+49 1555 000-1234", "4915550001234"),
+        ("0049 1555 0001234", "4915550001234"),
+        ("5511900001234", "5511900001234"),
+        ("+55 31 90000-1234", "553100001234"),
+        ("553100001234", "553100001234"),
+        ("+52 55 1234 5678", "5215512345678"),
+        ("5215512345678", "5215512345678"),
+        ("+54 11 1234 5678", "5491112345678"),
+        ("5491112345678", "5491112345678"),
+        ("CAFE", ""),
+        ("", ""),
+    ],
+)
+def test_the_wa_id_of_an_answer_is_the_one_webhooks_most_likely_carry(dialled: str, wa_id: str) -> None:
+    """Listeners of a bot match on it; a reply's own address never changes."""
+    assert whatsapp_id(dialled) == wa_id
+    assert whatsapp_id(wa_id) == wa_id
