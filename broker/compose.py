@@ -29,6 +29,7 @@ from broker.config import Config, load
 from broker.core.customer import Context, context_of
 from broker.errors import LogUnavailable, Misconfigured
 from broker.gateway.app import Gateway, gateway_app
+from broker.gateway.passthrough import Passthrough
 from broker.log.catalogue import catalogue
 from broker.log.contract import Entry, LogEngine
 from broker.log.door import Door
@@ -312,7 +313,10 @@ class _Process:
     async def _start_ports(self, stack: AsyncExitStack, engine: LogEngine) -> None:
         config, settings = self.config, self.config.settings
         if self.roles.gateway:
-            gateway = Gateway(settings, engine, self.clock, self.rng)
+            graph = Passthrough(settings, config.number_tokens(), self.clock, self.rng)
+            await graph.start()
+            stack.push_async_callback(graph.stop)
+            gateway = Gateway(settings, engine, self.clock, self.rng, graph)
             await gateway.start()
             self.reloader.add(partial(_take_keys, gateway))
             stack.push_async_callback(gateway.stop, self.roles.grace_s)

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from broker.core.consent import words
-from broker.core.hours import Hours, compile_hours
 from broker.core.endpoints import listed
+from broker.core.hours import Hours, compile_hours
 from broker.core.media_url import media_secret
 from broker.core.routing import BOT, ROUTES_MAX, compile_route
 from broker.errors import Misconfigured

@@ -54,9 +54,21 @@ class Refused(Exception):
         self.status = status
 
 
-Handler = Callable[[web.BaseRequest], Awaitable[Answer]]
+Handler = Callable[[web.BaseRequest], Awaitable[Answer | web.StreamResponse]]
+"""Answers a request; a stream it has begun itself is finished by the time it returns."""
 Reserve = Callable[[int], bool]
 """Takes so many bytes more (or gives them back, when negative) and says whether there was room."""
+
+
+async def go_on(request: web.BaseRequest) -> None:
+    """Tell a client that asked first to send its body."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def is_gone(request: web.BaseRequest) -> bool:
+    """Whether nobody is there any more to hear the answer."""
+    return request.transport is None or request.transport.is_closing()
 
 
 async def read_body(request: web.BaseRequest, bytes_max: int, reserve: Reserve) -> bytes:
@@ -73,8 +85,7 @@ async def read_body(request: web.BaseRequest, bytes_max: int, reserve: Reserve) 
         if len(body) > bytes_max:
             raise Refused(413, f"a body holds up to {bytes_max} bytes")
         return body
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    await go_on(request)
     chunks: list[bytes] = []
     size = reserved = 0
     try:
@@ -177,7 +188,7 @@ class Listener:
         await self._runner.cleanup()
         self._runner = None
 
-    async def _handle(self, request: web.BaseRequest) -> web.Response:
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self._under_way += 1
         self._idle.clear()
         try:
@@ -186,6 +197,8 @@ class Listener:
             self._under_way -= 1
             if not self._under_way:
                 self._idle.set()
+        if isinstance(answer, web.StreamResponse):
+            return answer
         response = web.Response(status=answer.status, headers=answer.headers, body=answer.body or None)
         if answer.close or self.draining:
             response.force_close()

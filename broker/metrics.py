@@ -69,6 +69,11 @@ backpressure_active = _gauge("backpressure_active", "1 while it holds somebody b
 # Customer stage and gateway
 gateway_requests = _counter("gateway_requests_total", "Requests of bots by the answer", "result")
 gateway_request_duration = _histogram("gateway_request_duration_seconds", "First byte to answer written", FAST, "result")
+gateway_graph_calls = _counter("gateway_graph_calls_total", "Calls passed on to Graph: done, refused by Meta, not made, unreached, unknown (no answer), unreadable, token_refused (ours), broken_off", "call", "result")
+gateway_forbidden = _counter("gateway_forbidden_total", "Calls that are not passed on to Graph, by reason", "reason")
+gateway_media_bytes = _counter("gateway_media_bytes_total", "Bytes of media passed on, up to Meta or down from it", "direction")
+gateway_template_reads = _counter("gateway_template_reads_total", "Lists of templates read from Meta for their categories", "result")
+gateway_repetitions = _counter("gateway_repetitions_total", "Requests recognised as repetitions, by the idempotency key or by their bytes", "by")
 gateway_unknown_types = _counter("gateway_unknown_types_total", "Messages of a type we do not know, passed on")
 routed = _counter("routed_total", "Inbound messages by the route that took them; none: no route did", "route")
 auto_replies = _counter("auto_replies_total", "Replies of the broker's own that a route asked for", "route")

@@ -9,12 +9,13 @@ class Allowance:
     Kept as the instant at which the bucket is full again, so that nothing runs by itself and no rounding adds up.
     """
 
-    __slots__ = ("_burst_s", "_full_at", "_interval_s")
+    __slots__ = ("_burst_s", "_full_at", "_interval_s", "per_s")
 
     def __init__(self, per_s: float) -> None:
         """Start full. Raises `ValueError` when `per_s` is not above zero: no limit is no bucket."""
         if not per_s > 0:
             raise ValueError(f"an allowance is above zero, not {per_s}")
+        self.per_s = per_s
         self._interval_s = 1.0 / per_s
         self._burst_s = max(1.0, self._interval_s)
         self._full_at = float("-inf")

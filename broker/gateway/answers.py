@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+from collections.abc import Sequence
 
 import msgspec
 
@@ -41,17 +42,43 @@ def refused(
 
 
 UNKNOWN_PATH = Error("Unknown path components", "OAuthException", 2500)
-READ_ONLY = Error("Unsupported request: this path takes GET", "GraphMethodException", 100)
-UNSUPPORTED_METHOD = Error("Unsupported request: this path takes POST", "GraphMethodException", 100)
+ONLY_MARKETING = Error(
+    "(#134100) Only marketing messages supported",
+    "OAuthException",
+    134100,
+    ErrorData("whatsapp", "Only marketing templates go by this endpoint."),
+)
 INVALID_KEY = Error("Invalid OAuth access token - Cannot parse access token", "OAuthException", 190)
 UNAVAILABLE = "(#131016) Service unavailable"
 
 
-def not_found(phone_number_id: str) -> Error:
-    """The number does not exist or the key may not send from it: Graph does not tell which either."""
+def unsupported_method(methods: Sequence[str]) -> Error:
+    """The path is there, for other methods."""
+    return Error(f"Unsupported request: this path takes {' or '.join(methods)}", "GraphMethodException", 100)
+
+
+def forbidden(what: str, reason: str) -> Error:
+    """It is not passed on to Graph; `reason` is for a person."""
     return Error(
-        f"Unsupported post request. Object with ID '{phone_number_id}' does not exist, cannot be loaded due to missing "
-        "permissions, or does not support this operation.",
+        "(#10) Application does not have permission for this action",
+        "OAuthException",
+        10,
+        ErrorData("whatsapp", f"{what} is refused: {reason}."),
+    )
+
+
+def limited(edge: str, per_s: float) -> Error:
+    """The key asks more often than it may: the throughput's code where something is sent, else the app's."""
+    code, title = (130429, "Rate limit hit") if edge == "messages" else (4, "Application request limit reached")
+    details = f"This key may make {per_s:g} requests a second (keys[].requests_per_s_max). Nothing was taken."
+    return Error(f"(#{code}) {title}", "OAuthException", code, ErrorData("whatsapp", details), is_transient=True)
+
+
+def not_found(node: str, method: str = "post") -> Error:
+    """The object does not exist or the key may not touch it: Graph does not tell which either."""
+    return Error(
+        f"Unsupported {method.lower()} request. Object with ID '{node}' does not exist, cannot be loaded due to "
+        "missing permissions, or does not support this operation.",
         "GraphMethodException",
         100,
         error_subcode=33,
@@ -61,3 +88,14 @@ def not_found(phone_number_id: str) -> Error:
 def unavailable(details: str) -> Error:
     """Nothing is wrong with the request: repeat it."""
     return Error(UNAVAILABLE, "OAuthException", 131016, ErrorData("whatsapp", details), is_transient=True)
+
+
+def transient(details: str) -> Error:
+    """Something failed on the way to Meta or back: Graph's own word for it, which clients repeat with care."""
+    return Error(
+        "An unexpected error has occurred. Please retry your request later.",
+        "OAuthException",
+        2,
+        ErrorData("whatsapp", details),
+        is_transient=True,
+    )

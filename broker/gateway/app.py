@@ -4,61 +4,114 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from aiohttp import web
 
 from broker import metrics
 from broker.clock import Clock
+from broker.core.allowance import Allowance
+from broker.core.endpoints import (
+    DOWNLOAD,
+    MARKETING,
+    MEDIUM,
+    MEDIUM_DELETE,
+    MESSAGES,
+    NODE,
+    NOT_LISTED,
+    REASONS,
+    UPLOAD,
+    Endpoint,
+    Endpoints,
+    Refusal,
+    Target,
+    clean_body,
+    clean_query,
+    credential,
+    forbidden,
+    listed,
+    read_path,
+)
 from broker.core.message import INVALID, error_of
+from broker.core.template_class import TemplateClasses
 from broker.gateway import answers, openapi
-from broker.gateway.keys import Keys, allows
+from broker.gateway.keys import Keys, allows, bearer
+from broker.gateway.media import Media
 from broker.gateway.messages import Messages
-from broker.listener import Answer, Listener, Refused, read_body
+from broker.gateway.passthrough import Passthrough
+from broker.gateway.templates import TemplateList
+from broker.listener import Answer, Listener, Refused, is_gone, read_body
 from broker.log.contract import LogEngine
+from schemas.graph import Error
 from schemas.settings import BotKey, Settings
 
 logger = logging.getLogger("depesche.gateway")
 
 BYTES_IN_FLIGHT_MAX = 32 * 1024 * 1024
-"""Bodies read and not yet answered; beyond it 503. At 1 kB each it is far more than a log takes in its 20 s."""
+"""Bodies read and not yet answered; beyond it 503. At 1 kB each it is far more than a log takes in its time."""
 
 RESULTS = (
     "accepted",
     "marked",
     "described",
+    "passed",
     "refused",
     "unauthorized",
+    "forbidden",
+    "limited",
     "not_found",
     "too_large",
     "log_unavailable",
+    "graph_unavailable",
     "overloaded",
 )
 
-_PATH = re.compile(r"/(?:v[0-9]{1,3}(?:\.[0-9]{1,3})?/)?([0-9]{1,32})/messages/?")
+SENT = (MESSAGES, MARKETING)
+"""What becomes a request on our log; everything else goes on to Graph."""
 
 
 class Call(NamedTuple):
-    """A request whose path and key are in order; its body is still to come."""
+    """A request whose path and key are in order; its body is still to come. `phone_number_id`: with whose token, ""
+    where that is to be found out; `secret`: the key's own text, which must not go further."""
 
     key: BotKey
+    endpoint: Endpoint
+    target: Target
     phone_number_id: str
+    secret: str
 
 
 class Gateway:
-    """Takes what bots ask for. Owns the bytes in flight."""
+    """Takes what bots ask for. Owns the bytes in flight and each key's allowance."""
 
-    def __init__(self, settings: Settings, engine: LogEngine, clock: Clock, rng: random.Random) -> None:
-        """Prepare. `rng` makes ids: in production one that nobody can predict."""
+    def __init__(
+        self,
+        settings: Settings,
+        engine: LogEngine,
+        clock: Clock,
+        rng: random.Random,
+        graph: Passthrough | None = None,
+    ) -> None:
+        """Prepare. `rng` makes ids: in production one that nobody can predict. `graph`: what is no message goes on
+        there; without it, it is refused."""
         self._settings = settings.gateway
-        self._portfolios = {number.phone_number_id: number.portfolio for number in settings.numbers}
-        self._keys = Keys(settings.keys)
+        self._wabas = {number.phone_number_id: number.waba_id for number in settings.numbers}
+        self._waba_ids = frozenset(self._wabas.values())
+        self._allowances: dict[str, Allowance] = {}
+        self.use_keys(settings.keys)
+        self._endpoints = Endpoints(listed(settings.gateway.passthrough))
         self._clock = clock
         self._rng = rng
-        self._messages = Messages(settings.gateway, self._portfolios, engine, clock, rng)
+        classes = TemplateClasses(self._wabas, settings.gateway.template_classes)
+        portfolios = {number.phone_number_id: number.portfolio for number in settings.numbers}
+        self._graph = graph
+        self._media = Media(graph, rng) if graph is not None else None
+        self._templates = TemplateList(graph, classes, self._wabas, clock) if graph is not None else None
+        self._messages = Messages(settings.gateway, portfolios, classes, engine, clock, rng, self._want_template)
         self._in_flight_bytes = 0
         self._under_way = 0
         self._idle = asyncio.Event()
@@ -69,22 +122,27 @@ class Gateway:
         self._backpressure = metrics.backpressure_active.labels("gateway")
 
     def use_keys(self, keys: Sequence[BotKey]) -> None:
-        """Replace all keys at once; requests under way keep theirs."""
+        """Replace all keys at once; requests under way keep theirs. An allowance that stays is not filled anew."""
+        rates = {key.name: key.requests_per_s_max for key in keys if key.requests_per_s_max}
+        kept = {name: one for name, one in self._allowances.items() if one.per_s == rates.get(name)}
+        self._allowances = {name: kept.get(name) or Allowance(per_s) for name, per_s in rates.items()}
         self._keys = Keys(keys)
 
     async def start(self) -> None:
-        """Nothing runs by itself here: a gateway works when it is asked."""
+        """Begin to read the lists of templates. Nothing waits for them: until they are there, classes are presumed."""
+        if self._templates is not None:
+            self._templates.start()
 
     async def stop(self, timeout_s: float = 10.0) -> None:
         """Finish the requests under way, within the timeout. Never raises."""
         self.draining = True
+        if self._templates is not None:
+            await self._templates.stop()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
-            logger.warning(
-                "%d requests were not durable after %.0f s; they were not answered", self._under_way, timeout_s
-            )
+            logger.warning("%d requests were not finished after %.0f s", self._under_way, timeout_s)
 
     def why_not_ready(self) -> str | None:
         """Return why this gateway should get no requests, None when it should."""
@@ -106,54 +164,183 @@ class Gateway:
             return call
         return await self.take(call, headers, body, began)
 
+    # ---- who may ask for what
+
     def admit(self, method: str, path: str, headers: Mapping[str, str]) -> Call | Answer:
         """Say whose request it is before its body is read, or refuse it."""
         if path.partition("?")[0] == openapi.PATH:
-            return self._describe(method)
-        match = _PATH.fullmatch(path.partition("?")[0])
-        if match is None:
-            return answers.refused(404, answers.UNKNOWN_PATH, "not_found", self._rng, close=True)
-        if method != "POST":
-            answer = answers.refused(405, answers.UNSUPPORTED_METHOD, "not_found", self._rng, close=True)
-            return answer._replace(headers={**answer.headers, "Allow": "POST"})
-        key = self._keys.find(headers.get("Authorization"))
+            return answers.described(openapi.encoded()) if method == "GET" else self._wrong_method(("GET",))
+        target = read_path(path)
+        if target is None:
+            return self._refuse(404, answers.UNKNOWN_PATH, "not_found", close=True)
+        secret = bearer(headers.get("Authorization")) or credential(target.query)
+        key = self._keys.find(secret)
         if key is None:
-            answer = answers.refused(401, answers.INVALID_KEY, "unauthorized", self._rng, close=True)
+            answer = self._refuse(401, answers.INVALID_KEY, "unauthorized", close=True)
             return answer._replace(headers={**answer.headers, "WWW-Authenticate": "Bearer"})
-        number = match[1]
-        if number not in self._portfolios or not allows(key, number):
-            return answers.refused(400, answers.not_found(number), "not_found", self._rng)
+        if (refusal := forbidden(method, target)) is not None:
+            return self._forbid(refusal)
+        found = self._find(method, target, key)
+        if isinstance(found, Answer):
+            return found
+        endpoint, number = found
         if "Content-Encoding" in headers:
             error = error_of(INVALID, "The body must be sent without a content encoding.")
-            return answers.refused(415, error, "refused", self._rng, close=True)
-        return Call(key, number)
+            return self._refuse(415, error, "refused", close=True)
+        allowance = self._allowances.get(key.name)
+        if allowance is not None and (wait_s := allowance.take(self._clock.monotonic())):
+            error = answers.limited("messages" if endpoint in SENT else "", key.requests_per_s_max)
+            return answers.refused(429, error, "limited", self._rng, retry_after_s=math.ceil(wait_s), close=True)
+        return Call(key, endpoint, target, number, secret)
 
-    def _describe(self, method: str) -> Answer:
-        """Answer with the OpenAPI document, which nobody needs a key for."""
-        if method == "GET":
-            return answers.described(openapi.encoded())
-        answer = answers.refused(405, answers.READ_ONLY, "not_found", self._rng, close=True)
-        return answer._replace(headers={**answer.headers, "Allow": "GET"})
+    def _find(self, method: str, target: Target, key: BotKey) -> tuple[Endpoint, str] | Answer:
+        """Return what is called and with which number's token: the key's own, whatever it asks for."""
+        node, edge = target.node, target.edge
+        if not (node.isascii() and node.isdigit()):
+            return self._refuse(404, answers.UNKNOWN_PATH, "not_found", close=True)
+        if target.ours:
+            if not (node in self._wabas and allows(key, node)):
+                return self._refuse(404, answers.not_found(node, method), "not_found", close=True)
+            return (DOWNLOAD, node) if method == "GET" else self._wrong_method(("GET",))
+        if node in self._wabas:
+            scope, number = "number", node if allows(key, node) else ""
+        elif node in self._waba_ids:
+            scope, number = "waba", next((n for n, waba in self._wabas.items() if waba == node and allows(key, n)), "")
+        else:
+            if not edge and method in ("GET", "DELETE"):
+                return (MEDIUM if method == "GET" else MEDIUM_DELETE), ""
+            return self._refuse(400, answers.not_found(node, method), "not_found", close=True)
+        if not number:
+            return self._refuse(400, answers.not_found(node, method), "not_found", close=True)
+        endpoint = self._endpoints.find(method, "number" if scope == "number" else "waba", edge)
+        if endpoint is not None:
+            return endpoint, number
+        methods = self._endpoints.methods("number" if scope == "number" else "waba", edge)
+        if methods and edge:
+            return self._wrong_method(methods)
+        if not edge and method != "GET":
+            return self._forbid(Refusal(f"{method} of the object itself", NODE))
+        return self._forbid(Refusal(f"{method} of {edge or 'the object itself'}", NOT_LISTED))
 
-    async def take(self, call: Call, headers: Mapping[str, str], body: bytes, began: float) -> Answer:
-        """Answer an admitted request. Never raises."""
+    def _wrong_method(self, methods: tuple[str, ...]) -> Answer:
+        answer = self._refuse(405, answers.unsupported_method(methods), "not_found", close=True)
+        return answer._replace(headers={**answer.headers, "Allow": ", ".join(methods)})
+
+    def _forbid(self, refusal: Refusal) -> Answer:
+        metrics.gateway_forbidden.labels(REASONS[refusal.reason]).inc()
+        return self._refuse(403, answers.forbidden(*refusal), "forbidden", close=True)
+
+    def _refuse(self, status: int, error: Error, result: str, *, close: bool = False) -> Answer:
+        return answers.refused(status, error, result, self._rng, close=close)
+
+    # ---- requests that are read whole
+
+    async def take(
+        self,
+        call: Call,
+        headers: Mapping[str, str],
+        body: bytes,
+        began: float,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> Answer:
+        """Answer an admitted request. `gone`: whether nobody hears the answer any more. Never raises."""
         if len(body) > self._settings.body_bytes_max:
             answer = self.unread(413)
         elif not self.reserve(len(body)):
             answer = self.unread(503)
         else:
             self._backpressure.set(0)
-            self._under_way += 1
-            self._idle.clear()
             try:
-                answer = await self._messages.take(call.key, call.phone_number_id, headers, body)
+                with self.working():
+                    if call.endpoint in SENT:
+                        answer = await self._messages.take(
+                            call.key,
+                            call.phone_number_id,
+                            headers,
+                            body,
+                            edge="marketing_messages" if call.endpoint is MARKETING else "messages",
+                            gone=gone,
+                        )
+                    else:
+                        answer = await self._pass_on(call, headers, body)
             finally:
                 self.reserve(-len(body))
-                self._under_way -= 1
-                if not self._under_way:
-                    self._idle.set()
         self.count(answer, began)
         return answer
+
+    def _want_template(self, phone_number_id: str) -> None:
+        if self._templates is not None:
+            self._templates.wanted(phone_number_id)
+
+    async def _pass_on(self, call: Call, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Check what goes along, and ask Graph."""
+        graph, media = self._graph, self._media
+        if graph is None or media is None:
+            return self._refuse(503, answers.unavailable("This gateway has no way to Graph."), "graph_unavailable")
+        try:
+            query = clean_query(call.target.query)
+            cleaned = clean_body(body, headers.get("Content-Type", ""))
+        except ValueError as wrong:
+            text = str(wrong)
+            return self._refuse(400, error_of(INVALID, f"{text[:1].upper()}{text[1:]}."), "refused")
+        if isinstance(query, Refusal):
+            return self._forbid(query)
+        if isinstance(cleaned, Refusal):
+            return self._forbid(cleaned)
+        if call.secret in query or call.secret.encode() in cleaned[0]:
+            return self._refuse(400, error_of(INVALID, "The key itself stands in what would go to Meta."), "refused")
+        with self.place(call) as room:
+            if not room:
+                return self.unread(503)
+            if call.endpoint is MEDIUM:
+                return await media.get(call.target, self._numbers(call.key), query)
+            if call.endpoint is MEDIUM_DELETE:
+                return await media.delete(call.target, self._numbers(call.key), query)
+            content, content_type = cleaned if call.endpoint.method != "GET" else (b"", "")
+            return await graph.pass_on(call.endpoint, call.target, call.phone_number_id, query, content, content_type)
+
+    def _numbers(self, key: BotKey) -> list[str]:
+        return [number for number in self._wabas if allows(key, number)]
+
+    # ---- requests and answers that are streams
+
+    async def stream(self, call: Call, request: web.BaseRequest, began: float) -> Answer | web.StreamResponse:
+        """Answer an upload or a download. Never raises."""
+        response: web.StreamResponse | None = None
+        media = self._media
+        with self.working(), self.place(call) as room:
+            if not room or media is None:
+                answer = self.unread(503)
+            elif call.endpoint is UPLOAD:
+                answer = await media.upload(call.phone_number_id, request, call.target.version, call.secret)
+            else:
+                response, answer = await media.download(call.target, call.phone_number_id, request)
+        self.count(answer, began)
+        return answer if response is None else response
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Count a request as under way."""
+        self._under_way += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+
+    @contextmanager
+    def place(self, call: Call) -> Iterator[bool]:
+        """Take a place among the calls to Graph, if there is one."""
+        graph = self._graph
+        if graph is None or not graph.enter(call.key.name):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            graph.leave(call.key.name)
 
     def unread(self, status: int) -> Answer:
         """Answer a request whose body was not read to its end."""
@@ -177,18 +364,20 @@ def gateway_app(gateway: Gateway, settings: Settings, clock: Clock) -> Listener:
     """Return the port of a gateway."""
     bytes_max = settings.gateway.body_bytes_max
 
-    async def handle(request: web.BaseRequest) -> Answer:
+    async def handle(request: web.BaseRequest) -> Answer | web.StreamResponse:
         began = clock.monotonic()
         call = gateway.admit(request.method, request.raw_path, request.headers)
         if isinstance(call, Answer):
             gateway.count(call, began)
             return call
+        if call.endpoint is UPLOAD or call.endpoint is DOWNLOAD:
+            return await gateway.stream(call, request, began)
         try:
             body = await read_body(request, bytes_max, gateway.reserve)
         except Refused as refusal:
             answer = gateway.unread(refusal.status)
             gateway.count(answer, began)
             return answer
-        return await gateway.take(call, request.headers, body, began)
+        return await gateway.take(call, request.headers, body, began, lambda: is_gone(request))
 
     return Listener("gateway", handle, settings.gateway.host, settings.gateway.port)

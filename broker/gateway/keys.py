@@ -18,18 +18,22 @@ class Keys:
     def __init__(self, keys: Sequence[BotKey]) -> None:
         self._by_digest = {key.sha256: key for key in keys}
 
-    def find(self, authorization: str | None) -> BotKey | None:
-        """Return the key of an `Authorization: Bearer …` header.
+    def find(self, text: str) -> BotKey | None:
+        """Return the key of this text.
 
         What is compared are digests, which nobody can steer: how long the look-up takes says nothing about a key.
         """
-        scheme, _, token = (authorization or "").partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not 0 < len(token) <= KEY_CHARS_MAX:
+        if not 0 < len(text) <= KEY_CHARS_MAX:
             return None
-        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         key = self._by_digest.get(digest)
         return key if key is not None and hmac.compare_digest(key.sha256, digest) else None
+
+
+def bearer(authorization: str | None) -> str:
+    """Return the text of a key in an `Authorization` header, by either of the names Graph has for it; or ""."""
+    scheme, _, token = (authorization or "").partition(" ")
+    return token.strip() if scheme.lower() in ("bearer", "oauth") else ""
 
 
 def allows(key: BotKey, phone_number_id: str) -> bool:

@@ -1,19 +1,21 @@
-"""`POST /{version}/{phone_number_id}/messages`: checked, keyed, made durable, answered. No worker is waited for."""
+"""`POST /{version}/{phone_number_id}/messages` and `/marketing_messages`: checked, keyed, made durable, answered. No
+worker is waited for."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, get_args
 
 from msgspec import UNSET, Struct
 
 from broker import metrics
 from broker.clock import Clock
-from broker.core.identity import mark_key, record_key
+from broker.core.identity import mark_key, record_key, whatsapp_id
 from broker.core.message import INVALID, VALUE, Outgoing, check, error_of
 from broker.core.opaque import derived_send_id, new_send_id
+from broker.core.template_class import TemplateClasses
 from broker.errors import LogUnavailable
 from broker.gateway import answers
 from broker.gateway.repetitions import Repetitions
@@ -22,7 +24,7 @@ from broker.log.catalogue import CONVERSATIONS
 from broker.log.contract import Draft, LogEngine
 from schemas.graph import ContactRef, Error, MessageRef
 from schemas.ids import SendId
-from schemas.records import SendClass, SendRequest, encode
+from schemas.records import Edge, SendClass, SendRequest, encode
 from schemas.settings import BotKey, GatewaySettings
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
@@ -77,57 +79,122 @@ class Messages:
         self,
         settings: GatewaySettings,
         portfolios: Mapping[str, str],
+        classes: TemplateClasses,
         engine: LogEngine,
         clock: Clock,
         rng: random.Random,
+        met_unknown: Callable[[str], None] = lambda phone_number_id: None,
     ) -> None:
-        """Prepare. `portfolios`: a number's portfolio, by `phone_number_id`."""
+        """Prepare. `portfolios`: a number's portfolio, by `phone_number_id`. `met_unknown`: told the number by which a
+        template went whose category is not known."""
         self._settings = settings
         self._portfolios = portfolios
+        self._classes = classes
+        self._met_unknown = met_unknown
         self._engine = engine
         self._clock = clock
         self._rng = rng
         self._repetitions = Repetitions()
 
-    async def take(self, key: BotKey, phone_number_id: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Take one request of a key that may send from the number."""
+    async def take(
+        self,
+        key: BotKey,
+        phone_number_id: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        edge: Edge = "messages",
+        gone: Callable[[], bool] = lambda: False,
+    ) -> Answer:
+        """Take one request of a key that may send from the number. `gone`: whether its sender hears no answer more."""
         now = self._clock.now()
         asked = wishes(headers, now)
         if isinstance(asked, Error):
             return answers.refused(400, asked, "refused", self._rng)
-        outgoing = check(body, unknown_types=self._settings.unknown_types)
+        outgoing = check(body, unknown_types=self._settings.unknown_types, marketing=edge == "marketing_messages")
         if isinstance(outgoing, Error):
             return answers.refused(400, outgoing, "refused", self._rng)
+        category = self._classes.category(phone_number_id, outgoing.template) if outgoing.template else ""
+        if edge == "marketing_messages" and category not in ("", "MARKETING"):
+            return answers.refused(400, answers.ONLY_MARKETING, "refused", self._rng)
         if not outgoing.known:
             metrics.gateway_unknown_types.inc()
-        fingerprint = _fingerprint(key.name, phone_number_id, body)
+        fingerprint = _fingerprint(key.name, phone_number_id, edge, body)
         if asked.idempotency_key is not None:
-            send_id = derived_send_id(key.name, asked.idempotency_key)
-            if self._repetitions.contradicts(send_id, fingerprint):
-                error = error_of(VALUE, f"This {IDEMPOTENCY_KEY} was used for another request.")
-                return answers.refused(422, error, "refused", self._rng)
-            if self._repetitions.is_durable(send_id):
-                return _answer(send_id, outgoing)
-        else:
-            repeated = self._repetitions.unknown(fingerprint, self._clock.monotonic())
-            send_id = repeated or new_send_id(now, self._rng.randbytes(10))
-        request = self._request(send_id, key, phone_number_id, outgoing, asked, body, fingerprint, now)
+            return await self._take_named(key, phone_number_id, outgoing, asked, body, edge, fingerprint, now)
+        attempt = self._repetitions.begin(
+            fingerprint, self._clock.monotonic(), gone, lambda: new_send_id(now, self._rng.randbytes(10))
+        )
+        answered = False
         try:
-            await self._engine.append(
-                CONVERSATIONS,
-                [Draft(self._key(phone_number_id, outgoing).encode(), encode(request))],
-                self._settings.append_timeout_s,
+            request = self._request(
+                attempt.send_id, key, phone_number_id, outgoing, asked, body, edge, fingerprint, now
             )
-        except LogUnavailable:
-            if asked.idempotency_key is None:
-                self._repetitions.doubted(send_id, fingerprint, self._clock.monotonic())
-            error = answers.unavailable(
-                "It is not known whether the request was taken. Send the same bytes again within 5 minutes: they are "
-                "taken as its repetition."
-            )
-            return answers.refused(503, error, "log_unavailable", self._rng, retry_after_s=5)
-        self._repetitions.settled(send_id, fingerprint, named=asked.idempotency_key is not None)
+            if not await self._is_durable(request, outgoing):
+                return self._unknown()
+            answered = not gone()
+        finally:
+            self._repetitions.end(attempt, self._clock.monotonic(), answered=answered)
+        return _answer(attempt.send_id, outgoing)
+
+    async def _take_named(
+        self,
+        key: BotKey,
+        phone_number_id: str,
+        outgoing: Outgoing,
+        asked: Wishes,
+        body: bytes,
+        edge: Edge,
+        fingerprint: bytes,
+        now: int,
+    ) -> Answer:
+        """Take a request with an idempotency key: its id is derived, so that a repetition has the same one anywhere."""
+        send_id = derived_send_id(key.name, asked.idempotency_key or "")
+        if self._repetitions.contradicts(send_id, fingerprint):
+            error = error_of(VALUE, f"This {IDEMPOTENCY_KEY} was used for another request.")
+            return answers.refused(422, error, "refused", self._rng)
+        if not self._repetitions.is_durable(send_id):
+            self._repetitions.name(send_id, fingerprint, durable=False)
+            request = self._request(send_id, key, phone_number_id, outgoing, asked, body, edge, fingerprint, now)
+            if not await self._is_durable(request, outgoing):
+                return self._unknown()
+            self._repetitions.name(send_id, fingerprint, durable=True)
         return _answer(send_id, outgoing)
+
+    async def _is_durable(self, request: SendRequest, outgoing: Outgoing) -> bool:
+        """Append a request; False when it is not known whether it is on the log."""
+        key = self._key(request.phone_number_id, outgoing).encode()
+        try:
+            await self._engine.append(CONVERSATIONS, [Draft(key, encode(request))], self._settings.append_timeout_s)
+        except LogUnavailable:
+            return False
+        return True
+
+    def _unknown(self) -> Answer:
+        error = answers.unavailable(
+            "It is not known whether the request was taken. Send the same bytes again within 5 minutes: they are "
+            "taken as its repetition."
+        )
+        return answers.refused(503, error, "log_unavailable", self._rng, retry_after_s=5)
+
+    def _class(
+        self, key: BotKey, phone_number_id: str, outgoing: Outgoing, asked: SendClass | None, edge: Edge
+    ) -> SendClass:
+        """Why the send exists: as the request says, else by the template's category, else as the key's sends do.
+
+        Free-form messages go inside the customer service window alone, so what is no template is a reply by nature.
+        """
+        if outgoing.kind == "mark":
+            return "reply"
+        if asked is not None:
+            return asked
+        if edge == "marketing_messages":
+            return "campaign"
+        if not outgoing.template:
+            return key.send_class
+        if not self._classes.is_known(phone_number_id, outgoing.template):
+            self._met_unknown(phone_number_id)
+        return self._classes.class_of(phone_number_id, outgoing.template, key.send_class)
 
     def _key(self, phone_number_id: str, outgoing: Outgoing) -> str:
         portfolio = self._portfolios[phone_number_id]
@@ -145,16 +212,16 @@ class Messages:
         outgoing: Outgoing,
         asked: Wishes,
         body: bytes,
+        edge: Edge,
         fingerprint: bytes,
         now: int,
     ) -> SendRequest:
-        is_mark = outgoing.kind == "mark"
         return SendRequest(
             send_id,
             phone_number_id,
             outgoing.kind,
             outgoing.message_type,
-            "reply" if is_mark else asked.send_class or key.send_class,
+            self._class(key, phone_number_id, outgoing, asked.send_class, edge),
             key.name,
             key.sink,
             body,
@@ -166,11 +233,17 @@ class Messages:
             asked.not_after,
             asked.epoch,
             fingerprint,
+            edge == "marketing_messages" or self._is_marketing(phone_number_id, outgoing),
+            edge,
         )
 
+    def _is_marketing(self, phone_number_id: str, outgoing: Outgoing) -> bool:
+        """Whether Meta approved its template as marketing: somebody who wants none is not to get it, by any class."""
+        return bool(outgoing.template) and self._classes.category(phone_number_id, outgoing.template) == "MARKETING"
 
-def _fingerprint(key_name: str, phone_number_id: str, body: bytes) -> bytes:
-    return hashlib.blake2b(f"{key_name}\0{phone_number_id}\0".encode() + body, digest_size=16).digest()
+
+def _fingerprint(key_name: str, phone_number_id: str, edge: Edge, body: bytes) -> bytes:
+    return hashlib.blake2b(f"{key_name}\0{phone_number_id}\0{edge}\0".encode() + body, digest_size=16).digest()
 
 
 def _answer(send_id: SendId, outgoing: Outgoing) -> Answer:
@@ -179,7 +252,7 @@ def _answer(send_id: SendId, outgoing: Outgoing) -> Answer:
         return answers.MARKED
     contact = ContactRef(
         input=outgoing.to or outgoing.recipient,
-        wa_id=outgoing.wa_id or outgoing.group_id or UNSET,
+        wa_id=outgoing.group_id or (whatsapp_id(outgoing.to) if outgoing.to else "") or UNSET,
         user_id=outgoing.recipient or UNSET,
     )
     message = MessageRef(

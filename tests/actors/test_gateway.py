@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import AsyncIterator
@@ -20,7 +21,7 @@ from broker import metrics
 from broker.clock import SystemClock
 from broker.core.opaque import is_send_id
 from broker.gateway import Gateway, gateway_app
-from broker.gateway.repetitions import ENTRIES_MAX, UNKNOWN_S, Repetitions
+from broker.gateway.repetitions import ENTRIES_MAX, EQUAL_MAX, UNKNOWN_S, Attempt, Repetitions
 from broker.listener import Listener
 from broker.log.embedded import EmbeddedLog
 from schemas.ids import SendId
@@ -167,7 +168,12 @@ async def test_every_spelling_of_the_path_is_taken(port: Port, path: str) -> Non
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v23.0", f"/v23.0/{NUMBER}", f"/v23.0/{NUMBER}/messages/x", "/v23.0/me/messages", f"//{NUMBER}/messages"],
+    [
+        "/v23.0/me/messages",
+        f"//{NUMBER}/messages",
+        f"/v23.0/{NUMBER}/messages/x/y/z",
+        "/favicon",
+    ],
 )
 async def test_another_path_is_said_in_graphs_shape(port: Port, path: str) -> None:
     """A client that cannot read the answer cannot say what is wrong."""
@@ -177,7 +183,8 @@ async def test_another_path_is_said_in_graphs_shape(port: Port, path: str) -> No
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
 async def test_another_method_is_said_in_graphs_shape(port: Port, method: str) -> None:
     """With what would be right."""
-    async with port.client.request(method, port.url + PATH) as answer:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with port.client.request(method, port.url + PATH, headers=headers) as answer:
         assert (answer.status, answer.headers["Allow"]) == (405, "POST")
         assert (await answer.json())["error"]["code"] == 100
 
@@ -412,18 +419,73 @@ async def test_the_same_bytes_after_an_unknown_answer_are_a_repetition_once(tmp_
         assert len({repeated, other, anew}) == 3
 
 
+class Client:
+    """Begins requests of the bytes b"x" and hears of their ids."""
+
+    def __init__(self) -> None:
+        self.repetitions = Repetitions()
+        self.ids = (SendId(f"id{number}") for number in itertools.count())
+        self.is_gone = False
+
+    def begin(self, now_s: float = 0.0, fingerprint: bytes = b"x") -> Attempt:
+        return self.repetitions.begin(fingerprint, now_s, lambda: self.is_gone, lambda: next(self.ids))
+
+    def end(self, attempt: Attempt, now_s: float = 0.0, *, answered: bool) -> None:
+        self.repetitions.end(attempt, now_s, answered=answered)
+
+
+def test_as_many_equal_requests_are_repetitions_as_were_not_answered() -> None:
+    """A bot that says "ok" twice on purpose and hears of neither repeats both: two messages, not one, not three."""
+    client = Client()
+    first, second = client.begin(), client.begin()
+    client.end(first, answered=False)
+    client.end(second, answered=False)
+    again = [client.begin(1.0) for _ in range(3)]
+    assert [attempt.send_id for attempt in again] == ["id0", "id1", "id2"]
+    for attempt in again:
+        client.end(attempt, answered=True)
+    assert client.begin(2.0).send_id == "id3"
+
+
+def test_a_repetition_that_is_not_answered_either_can_be_repeated() -> None:
+    """A log that is down for a minute sees the same request many times; it is one message."""
+    client = Client()
+    for _ in range(5):
+        attempt = client.begin()
+        assert attempt.send_id == "id0"
+        client.end(attempt, answered=False)
+
+
+def test_a_request_whose_sender_has_gone_is_repeated_while_it_is_under_way() -> None:
+    """The client's timeout is shorter than ours: its second try arrives before the first one is on the log."""
+    client = Client()
+    first = client.begin()
+    assert client.begin().send_id == "id1"
+    client.is_gone = True
+    second = client.begin()
+    third = client.begin()
+    assert (second.send_id, third.send_id) == ("id0", "id1")
+    for attempt in (first, second, third):
+        client.end(attempt, answered=False)
+    assert client.begin().send_id == "id0"
+
+
 def test_what_is_remembered_of_repetitions_is_bounded_in_number_and_time() -> None:
     """A bot that sends ever new keys must not fill our memory."""
-    repetitions = Repetitions()
+    client = Client()
     for number in range(ENTRIES_MAX + 1):
-        name = str(number).encode()
-        repetitions.doubted(SendId(f"id{number}"), name, 0.0)
-        repetitions.settled(SendId(f"named{number}"), b"x" + name, named=True)
-    assert repetitions.unknown(b"0", 1.0) is None
-    assert repetitions.unknown(b"1", 1.0) == "id1"
-    assert repetitions.unknown(b"1", UNKNOWN_S) is None
-    assert not repetitions.is_durable(SendId("named0"))
-    assert repetitions.is_durable(SendId("named1"))
+        client.end(client.begin(0.0, str(number).encode()), 0.0, answered=False)
+        client.repetitions.name(SendId(f"named{number}"), b"x", durable=True)
+    for _ in range(EQUAL_MAX + 1):
+        attempts = [client.begin(0.0, b"same") for _ in range(2)]
+        for attempt in attempts:
+            client.end(attempt, 0.0, answered=False)
+    fresh = ENTRIES_MAX + 3
+    assert client.begin(1.0, b"0").send_id == f"id{fresh}"
+    assert client.begin(1.0, b"2").send_id == "id2"
+    assert client.begin(UNKNOWN_S, b"3").send_id == f"id{fresh + 1}"
+    assert not client.repetitions.is_durable(SendId("named0"))
+    assert client.repetitions.is_durable(SendId("named1"))
 
 
 async def test_equal_sends_without_a_key_are_two_messages(port: Port) -> None:
@@ -477,6 +539,8 @@ async def test_it_works_without_a_socket(tmp_path: Path) -> None:
         answer = await gateway.handle("POST", PATH, {"Authorization": f"Bearer {KEY}"}, body)
         assert answer.status == 200
         assert (await gateway.handle("POST", PATH, {}, body)).status == 401
-        assert (await gateway.handle("GET", PATH, {}, b"")).status == 405
+        assert (await gateway.handle("GET", PATH, {"Authorization": f"Bearer {KEY}"}, b"")).status == 405
+        profile = f"/v23.0/{NUMBER}/whatsapp_business_profile"
+        assert (await gateway.handle("GET", profile, {"Authorization": f"Bearer {KEY}"}, b"")).status == 503
         too_large = b"x" * 600_000
         assert (await gateway.handle("POST", PATH, {"Authorization": f"Bearer {KEY}"}, too_large)).status == 413
