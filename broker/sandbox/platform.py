@@ -22,8 +22,8 @@ from urllib.parse import parse_qsl
 from msgspec import Struct
 
 from broker.clock import Clock
-from broker.sandbox.errors import ERRORS
 from broker.sandbox.account import Accounts
+from broker.sandbox.errors import ERRORS
 from broker.sandbox.faults import GIVES_UP_ANSWER_S, Faults
 from broker.sandbox.journal import (
     Called,
