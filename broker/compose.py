@@ -319,6 +319,7 @@ class _Process:
             gateway = Gateway(settings, engine, self.clock, self.rng, graph)
             await gateway.start()
             self.reloader.add(partial(_take_keys, gateway))
+            self.reloader.add(partial(_take_tokens, graph))
             stack.push_async_callback(gateway.stop, self.roles.grace_s)
             port = gateway_app(gateway, settings, self.clock)
             with _port("gateway.port", settings.gateway.port):
@@ -406,6 +407,10 @@ def _take_numbers(sender: SenderStage, config: Config) -> Take:
 
 def _take_keys(gateway: Gateway, config: Config) -> Take:
     return partial(gateway.use_keys, config.settings.keys)
+
+
+def _take_tokens(graph: Passthrough, config: Config) -> Take:
+    return partial(graph.use_tokens, config.number_tokens())
 
 
 def _take_secrets(receiver: Receiver, config: Config) -> Take:

@@ -74,6 +74,10 @@ SENT = (MESSAGES, MARKETING)
 """What becomes a request on our log; everything else goes on to Graph."""
 
 
+STREAMED = (UPLOAD, DOWNLOAD)
+"""What is never held whole: it needs the connection itself."""
+
+
 class Call(NamedTuple):
     """A request whose path and key are in order; its body is still to come. `phone_number_id`: with whose token, ""
     where that is to be found out; `secret`: the key's own text, which must not go further."""
@@ -275,7 +279,7 @@ class Gateway:
     async def _pass_on(self, call: Call, headers: Mapping[str, str], body: bytes) -> Answer:
         """Check what goes along, and ask Graph."""
         graph, media = self._graph, self._media
-        if graph is None or media is None:
+        if graph is None or media is None or call.endpoint in STREAMED:
             return self._refuse(503, answers.unavailable("This gateway has no way to Graph."), "graph_unavailable")
         try:
             query = clean_query(call.target.query)
@@ -370,7 +374,7 @@ def gateway_app(gateway: Gateway, settings: Settings, clock: Clock) -> Listener:
         if isinstance(call, Answer):
             gateway.count(call, began)
             return call
-        if call.endpoint is UPLOAD or call.endpoint is DOWNLOAD:
+        if call.endpoint in STREAMED:
             return await gateway.stream(call, request, began)
         try:
             body = await read_body(request, bytes_max, gateway.reserve)

@@ -227,6 +227,7 @@ _ERRORS: Final = {
     "413": "The body is larger than `gateway.body_bytes_max`.",
     "415": "The body has a content encoding.",
     "422": f"The same {IDEMPOTENCY_KEY} was used for another request.",
+    "429": "The key asks more often than it may (`keys[].requests_per_s_max`). `Retry-After` says when to come back.",
     "503": "It could not be made durable, or it is not known whether it was. `Retry-After` says when to repeat it.",
 }
 

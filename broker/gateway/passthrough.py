@@ -85,6 +85,10 @@ class Passthrough:
         self._under_way: dict[str, int] = {}
         self._count = 0
 
+    def use_tokens(self, tokens: Mapping[str, Secret]) -> None:
+        """Call with other tokens of the same numbers from now on. Urls of media signed before end with the old ones."""
+        self._tokens = tokens
+
     async def start(self) -> None:
         """Open the pool."""
         self._session = aiohttp.ClientSession(

@@ -91,7 +91,7 @@ def ask(gateway: Gateway, loop: asyncio.AbstractEventLoop, data: bytes) -> int:
         headers[HEADERS[choices.below(len(HEADERS))]] = choices.rest().decode("latin-1")[:300]
     assert not (PLANTED in os.environ and b'"preview_url": -1' in body), "the planted bug"
     answer = loop.run_until_complete(gateway.handle(method, path.format(NUMBER), headers, body))
-    assert answer.status < 500, answer
+    assert answer.status < 500 or answer.result == "graph_unavailable", answer  # it has no way to Graph
     said = json.loads(answer.body)
     assert (answer.status == 200) != ("error" in said), answer
     if answer.status != 200:
