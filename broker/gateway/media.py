@@ -18,6 +18,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 from aiohttp import MultipartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 from msgspec import Raw
 from yarl import URL
 
@@ -367,6 +368,7 @@ class _Form:
             raise self.refused from None
         except (
             ValueError,
+            HttpProcessingError,  # a part's headers hold what no header may
             web.RequestPayloadError,
             ConnectionError,
             asyncio.IncompleteReadError,

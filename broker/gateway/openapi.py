@@ -13,6 +13,7 @@ from typing import Any, Final, get_args
 
 import msgspec
 
+from broker.core.endpoints import MARKETING, MESSAGES, SERVED, Endpoint
 from broker.core.message.limits import ID, URL
 from broker.core.message.request import COMMON, MARK, TYPES
 from broker.core.message.shapes import (
@@ -258,20 +259,61 @@ _HEADERS: Final[tuple[Json, ...]] = (
     },
 )
 
-_NUMBER: Final[Json] = {
-    "name": "phone_number_id",
-    "in": "path",
-    "required": True,
-    "schema": {"type": "string", "pattern": "^[0-9]{1,32}$"},
+_OBJECTS: Final = {
+    "number": ("phone_number_id", "One of the key's numbers."),
+    "waba": ("waba_id", "A WhatsApp Business Account with one of the key's numbers."),
+    "medium": ("id", "A medium of one of the key's numbers; for a GET also the number itself."),
 }
-_VERSION: Final[Json] = {
-    "name": "version",
-    "in": "path",
-    "required": True,
-    "description": "Any version of Graph's: the answers are the same.",
-    "schema": {"type": "string", "pattern": "^v[0-9]{1,3}(\\.[0-9]{1,3})?$"},
-    "example": "v26.0",
+
+_BLOCKED: Final[Json] = {
+    "type": "object",
+    "properties": {
+        "messaging_product": {"const": "whatsapp"},
+        "block_users": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"user": {"type": "string"}, "user_id": {"type": "string"}},
+                "anyOf": [{"required": ["user"]}, {"required": ["user_id"]}],
+            },
+        },
+    },
+    "required": ["messaging_product", "block_users"],
 }
+_OBJECT: Final[Json] = {"application/json": {"schema": {"type": "object"}}}
+_UPLOAD: Final[Json] = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "properties": {
+                "file": {"type": "string", "format": "binary"},
+                "type": {"type": "string", "examples": ["image/png"]},
+                "messaging_product": {"const": "whatsapp"},
+            },
+            "required": ["file", "type", "messaging_product"],
+        }
+    }
+}
+_PASSED: Final[dict[tuple[str, str], tuple[str, Json | None]]] = {
+    ("media_upload", "POST"): ("Upload a medium.", _UPLOAD),
+    ("media_get", "GET"): ("Describe a medium, with a url of ours, or a number.", None),
+    ("media_delete", "DELETE"): ("Delete a medium.", None),
+    ("number", "GET"): ("Describe a number.", None),
+    ("block_users", "GET"): ("List who is blocked.", None),
+    ("block_users", "POST"): ("Block customers.", {"application/json": {"schema": _BLOCKED}}),
+    ("block_users", "DELETE"): ("Unblock customers.", {"application/json": {"schema": _BLOCKED}}),
+    ("calls", "POST"): ("Begin, answer or end a call.", _OBJECT),
+    ("calls", "GET"): ("Ask whether a customer may be called.", None),
+    ("business_profile", "GET"): ("Show the number's profile.", None),
+    ("business_profile", "POST"): ("Change the number's profile.", _OBJECT),
+    ("templates", "GET"): ("List templates.", None),
+}
+"""What is said of a call that goes on to Graph: a summary, and the content of its body."""
+
+
+def _id(name: str, description: str) -> Json:
+    schema = {"type": "string", "pattern": "^[0-9]{1,32}$"}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
 
 
 def _answer(description: str, ref: Json) -> Json:
@@ -294,8 +336,6 @@ def _send(operation: str, summary: str, request: Json, taken: list[str]) -> Json
 
 def document() -> Json:
     """Return the document as plain values."""
-    either = {"anyOf": [_ref("Message"), _ref("GroupMessage"), _ref("Mark")]}
-    send = _send("send", "Send a message, or mark one as read.", either, ["Taken", "Done"])
     return {
         "openapi": "3.1.0",
         "info": {
@@ -304,23 +344,15 @@ def document() -> Json:
             "description": "What a bot sends by: the part of Meta's Graph API that Depesche takes in its place.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [
+            {
+                "url": "/{version}",
+                "variables": {"version": {"default": "v26.0", "description": "Any of Graph's."}},
+            },
+            {"url": "/", "description": "The same without a version."},
+        ],
         "security": [{"key": []}],
-        "paths": {
-            "/{version}/{phone_number_id}/messages": {"parameters": [_VERSION, _NUMBER], "post": send},
-            "/{phone_number_id}/messages": {
-                "parameters": [_NUMBER],
-                "post": {**send, "operationId": "sendWithoutVersion"},
-            },
-            PATH: {
-                "get": {
-                    "operationId": "openapi",
-                    "summary": "This document.",
-                    "security": [],
-                    "responses": {"200": _answer("This document.", {"type": "object"})},
-                }
-            },
-        },
+        "paths": {**_paths(), PATH: _ITSELF, "/media/{phone_number_id}/{signed}": _DOWNLOADS},
         "components": {
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer", "description": "A key of `depesche key new`."}
@@ -340,6 +372,65 @@ def document() -> Json:
             },
         },
     }
+
+
+_ITSELF: Final[Json] = {
+    "servers": [{"url": "/"}],
+    "get": {
+        "operationId": "openapi",
+        "summary": "This document.",
+        "security": [],
+        "responses": {"200": _answer("This document.", {"type": "object"})},
+    },
+}
+_DOWNLOADS: Final[Json] = {
+    "servers": [{"url": "/"}],
+    "parameters": [
+        _id("phone_number_id", "The number the medium belongs to."),
+        {"name": "signed", "in": "path", "required": True, "schema": {"type": "string"}},
+    ],
+    "get": {
+        "operationId": "download",
+        "summary": "The bytes of a medium, by the url that a webhook or its description gave.",
+        "responses": {
+            "200": {"description": "The medium.", "content": {"*/*": {"schema": {}}}},
+            "206": {"description": "A part of it.", "content": {"*/*": {"schema": {}}}},
+            "default": _answer("An error in Graph's shape.", _ref("Error")),
+        },
+    },
+}
+
+
+def _paths() -> Json:
+    """Return the paths of everything that is served, from the table that decides what is."""
+    paths: Json = {}
+    for endpoint in SERVED:
+        parameter, description = _OBJECTS[endpoint.scope if endpoint.edge else "medium"]
+        path = f"/{{{parameter}}}" + (f"/{endpoint.edge}" if endpoint.edge else "")
+        item = paths.setdefault(path, {"parameters": [_id(parameter, description)]})
+        item.setdefault(endpoint.method.lower(), _operation(endpoint))
+    return paths
+
+
+def _operation(endpoint: Endpoint) -> Json:
+    """Return one operation: a send, which is ours, or a call that goes on to Graph."""
+    if endpoint is MESSAGES:
+        either = {"anyOf": [_ref("Message"), _ref("GroupMessage"), _ref("Mark")]}
+        return _send("messages", "Send a message, or mark one as read.", either, ["Taken", "Done"])
+    if endpoint is MARKETING:
+        return _send("marketing_messages", "Send a marketing template.", _ref("TemplateMessage"), ["Taken"])
+    summary, content = _PASSED.get((endpoint.name, endpoint.method), (endpoint.name, None))
+    parts = (endpoint.method.lower(), *(endpoint.edge or "node").split("_"))
+    operation: Json = {
+        "operationId": parts[0] + "".join(part.title() for part in parts[1:]),
+        "summary": summary,
+        "description": "Passed on to Graph with the number's own token, and answered as Graph answers.",
+        "responses": {
+            "200": _answer("Graph's answer.", {"type": ["object", "array"]}),
+            "default": _answer("Graph's error, or one of ours in its shape.", _ref("Error")),
+        },
+    }
+    return operation | ({"requestBody": {"content": content}} if content else {})
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from broker.core.endpoints import SERVED
 from broker.core.message import Outgoing, check
 from broker.gateway.openapi import document
 from tests.actors.ports import NUMBER, embedded, settings
@@ -79,6 +80,24 @@ def test_what_the_check_refuses_of_one_value_the_document_refuses_too(path: tupl
         message = put(whole, path, value)
         taken = isinstance(check(json.dumps(message).encode(), unknown_types=False), Outgoing)
         assert MESSAGE.is_valid(message) == taken, (value, list(MESSAGE.iter_errors(message))[:2])
+
+
+def test_everything_that_is_served_stands_in_the_document() -> None:
+    """With its own summary: a call that nobody described is one that nobody thought of."""
+    for endpoint in SERVED:
+        found = [
+            operations[endpoint.method.lower()]
+            for path, operations in DOCUMENT["paths"].items()
+            if path.startswith("/{")
+            and path.partition("}")[2].lstrip("/") == endpoint.edge
+            and endpoint.method.lower() in operations
+        ]
+        assert len(found) == 1, endpoint
+        assert found[0]["summary"].endswith(".")
+    operations_of = [path.values() for path in DOCUMENT["paths"].values()]
+    known = [operation for path in operations_of for operation in path if isinstance(operation, dict)]
+    names = [operation["operationId"] for operation in known]
+    assert len(names) == len(set(names)) > 10
 
 
 async def test_anybody_may_read_the_document_and_only_read_it(port: Port) -> None:

@@ -416,6 +416,7 @@ def part(head: str) -> bytes:
         (part('name="type"'), MULTIPART),
         (part('name="file"\r\nContent-Transfer-Encoding: base64'), MULTIPART),
         (part('filename="nameless"'), MULTIPART),
+        (part('name="a\x16b"'), MULTIPART),
         (part('name="file"')[:-6], MULTIPART),
     ],
 )

@@ -8,20 +8,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.actors import ports
-from tests.actors.test_gateway import serving
+from tests.actors.test_passthrough import gateway_to, sandbox
 from tests.fuzz.program import guided, schemathesis
 
 
 async def run(seconds: int) -> int:
     """Run one after the other, half of the time each; print what they said."""
-    of = ports.settings()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        async with ports.embedded(folder / "log", of) as engine, serving(engine, of) as port:
-            first = await schemathesis(port.url, folder, max(seconds // 2, 20), "--phases", "coverage,fuzzing")
+        half = max(seconds // 2, 20)
+        async with sandbox() as meta, gateway_to(meta.platform.base_url, folder / "log") as bot:
+            first = await schemathesis(bot.url, folder, half, "--phases", "coverage,fuzzing")
         print(first.text)
-        second = await guided(folder, max(seconds // 2, 1))
+        second = await guided(folder, half)
         print(second.text[-4_000:])
         return 1 if first.code or second.code else 0
 
