@@ -82,6 +82,7 @@ sends_admitted = _counter("sends_admitted_total", "Send requests by admission", 
 consent_changes = _counter("consent_changes_total", "Customers who said stop or resume to marketing", "change")
 # Sender
 sends = _counter("sends_total", "Final outcome, one per send", "lane", "outcome")
+sends_failed = _counter("sends_failed_total", "Messages that failed after Meta had accepted them, by code", "code")
 send_attempts = _counter("send_attempts_total", "Graph calls by outcome", "outcome")
 send_wait = _histogram("send_wait_seconds", "Accepted by the gateway to Graph call", SLOW, "lane")
 sends_held = _gauge("sends_held", "Waiting on purpose", "reason")

@@ -171,7 +171,18 @@ class Settle(Struct, tag="settle", frozen=True, omit_defaults=True):
     lane: Lane
 
 
-SendsRecord = Ready | Settle
+class NumberFault(Struct, tag="fault", frozen=True, omit_defaults=True):
+    """A message failed after it was accepted, by a code that says something of the number or its account, not of the
+    customer. On `sends.reply`, which no backlog closes. `at`: Meta's instant of the status."""
+
+    phone_number_id: str
+    customer: str
+    code: int
+    at: int
+    lane: Lane = "reply"
+
+
+SendsRecord = Ready | Settle | NumberFault
 
 
 class DeliveryEvent(Struct, tag="event", frozen=True, omit_defaults=True):
@@ -249,6 +260,7 @@ Record = (
     | DeliveryFailed
     | Ready
     | Settle
+    | NumberFault
     | DeliveryEvent
     | InboundDigest
     | DeadLetter

@@ -455,6 +455,8 @@ def _counter(what: str, label: str) -> Counter:
             return metrics.duplicates.labels(CONVERSATIONS, label)
         case "status":
             return metrics.statuses.labels(label)
+        case "failed":
+            return metrics.sends_failed.labels(label)
         case "resolved":
             return metrics.unknown_resolved.labels(label)
         case "consent":

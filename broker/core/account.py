@@ -332,7 +332,7 @@ def _errors(update: _Update) -> Iterable[Effect]:
             yield from taught(place, code, update.item.received_at, update.now_ms)
 
 
-def taught(place: NumberPlace, code: int, at: int, now_ms: int) -> Iterable[Effect]:
+def taught(place: NumberPlace, code: int, at: int, now_ms: int) -> Iterable[Shut | Throttled]:
     """Return what a code means for a number when no answer of ours had it: a status that failed, an error by webhook.
 
     It says nothing of lane or template: what an answer would close for its lane closes for campaigns.

@@ -44,6 +44,7 @@ from broker.core.hours import compile_hours
 from broker.core.identity import address, is_customer, normalise_wa_id
 from broker.core.media_url import public_url_of
 from broker.core.opaque import Opaque, derived_send_id, is_send_id, unwrap, wrap
+from broker.core.outcome import is_of_number, rule_of
 from broker.core.routing import BOT, NOWHERE, Case, Routed, Rule, compile_routes, route
 from broker.core.status import StatusBody, failed
 from broker.core.view import template_language, view
@@ -55,6 +56,7 @@ from schemas.records import (
     DeliveryFailed,
     Item,
     Lane,
+    NumberFault,
     Ready,
     SendClass,
     SendOutcome,
@@ -200,7 +202,7 @@ class Dispatch(Struct, frozen=True, gc=False):
     """Append to the number's lane at this slot."""
 
     slot: int
-    record: Ready | Settle
+    record: Ready | Settle | NumberFault
 
 
 class Deliver(Struct, frozen=True, gc=False):
@@ -217,9 +219,12 @@ class Note(Struct, frozen=True, gc=False):
     label: str
 
 
-NOTES: Final = ("admitted", "routed", "replied", "duplicate", "status", "resolved", "accepted_twice", "consent")
+NOTES: Final = (
+    "admitted", "routed", "replied", "duplicate", "status", "resolved", "accepted_twice", "consent", "failed",
+)  # fmt: skip
 """Admission; the route that took an item; the route whose own reply is to be sent; what dedupe removed, by kind; where
-a status went; how doubt ended; a second acceptance of one send; a customer who said stop or resume."""
+a status went; how doubt ended; a second acceptance of one send; a customer who said stop or resume; the code of a
+message that failed after it was accepted."""
 
 Command = Dispatch | Deliver | Note
 
@@ -550,8 +555,8 @@ class Turn:
             new = self._advance(send_id, mark)
         else:  # a group's status comes once for each participant; a status we have no mark for is a fact of its own
             new = not item.dedupe or self._take(item.dedupe)
-        if item.status == "failed" and new and opened is not None and opened.code == OPTED_OUT.code:
-            self._change_consent(item, True, f"error:{opened.code}", send_id)
+        if item.status == "failed" and new and opened is not None:
+            self._failed(item, opened.code, send_id)
         sink, own = _owner(line, send, known)
         if known is not None:
             self._compare(send_id, known, item.wamid)
@@ -568,6 +573,17 @@ class Turn:
             self._commands.append(Note("duplicate", "status"))
         self._release()
         self._let_go()
+
+    def _failed(self, item: Item, code: int, send_id: str) -> None:
+        """Learn from a message that failed after Meta had accepted it. It is never sent again by itself: 131049, 130472
+        and their like are about this recipient now, and whoever sent decides."""
+        self._commands.append(Note("failed", str(code) if rule_of(code) is not None else "other"))
+        if code == OPTED_OUT.code:
+            self._change_consent(item, True, f"error:{code}", send_id)
+        number = self._context.numbers.get(item.phone_number_id)
+        if number is not None and is_of_number(code):
+            fault = NumberFault(item.phone_number_id, self._key, code, item.at or item.received_at)
+            self._commands.append(Dispatch(number.slot, fault))
 
     def _tell(self, item: Item, sink: str, fact: str, body: bytes) -> bool:
         """Tell whoever sent of a status, and whom a rule names for statuses, all in the same words; False: nobody."""
@@ -654,6 +670,15 @@ class Turn:
             return "backlog", BACKLOG
         return "", None
 
+    def _too_late(self, send: Send) -> Refusal:
+        """Say, as Meta would, why a send that waited is too late: its window closed, or its own time is over."""
+        if not send.template and is_customer(self._key):
+            opened_at = self._customer.windows.get(send.phone_number_id, 0)
+            closes_at = window.closes_at(opened_at, self._context.window_margin_ms)
+            if max(self._now, send.not_after) >= closes_at:
+                return WINDOW_CLOSED
+        return TOO_OLD
+
     def _admit(self, send: Send, wamids: Mapping[str, str]) -> None:
         """Hand a send to its sender: attempt 1."""
         number = self._context.numbers.get(send.phone_number_id)
@@ -713,7 +738,7 @@ class Turn:
                 continue
             if self._now >= send.not_after:  # also behind one that still waits: it would be looked at for ever
                 self._remove(send)
-                self._refuse(send, "expired", TOO_OLD)
+                self._refuse(send, "expired", self._too_late(send))
                 continue
             lane = LANE_OF[send.send_class]
             if lane in closed:
@@ -755,9 +780,7 @@ class Turn:
             self._settled(send, "answer")
             self._remove(send)
             if outcome.outcome == "expired":
-                refusal = Refusal(
-                    outcome.code or TOO_OLD.code, outcome.title or TOO_OLD.title, outcome.details or TOO_OLD.details
-                )
+                refusal = self._too_late(send)
             else:
                 refusal = Refusal(outcome.code or OUTCOME_UNKNOWN.code, outcome.title or "Refused", outcome.details)
                 if outcome.code == WINDOW_CLOSED.code:

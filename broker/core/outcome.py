@@ -336,6 +336,12 @@ def rule_of(code: int, subcode: int = 0) -> Rule | None:
     return None
 
 
+def is_of_number(code: int) -> bool:
+    """Whether a message that failed with this code tells of its number or account: its sender should know."""
+    rule = rule_of(code)
+    return rule is not None and (rule.outcome == "stopped" or code == THROUGHPUT)
+
+
 def classify(status: int, body: bytes, retry_after: str = "", *, is_mark: bool = False) -> Verdict:
     """Return what an answer means. `retry_after` is the header's text; `is_mark` when a read mark or typing indicator
     was sent, whose success carries no message id.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Literal, NamedTuple
 
-from broker.core.account import STANDARD_MPS, NumberPlace
+from broker.core.account import STANDARD_MPS, STOP_MS, NumberPlace, Shut, taught
 from broker.core.gates import Gates, Refusal
 from broker.core.outcome import PAIR_LIMIT, Verdict
 from broker.core.pacing import NO_DEBT, PairDebt, carried, pair_spent, pair_struck
@@ -33,7 +33,7 @@ from schemas.ledger import (
     decode_memo,
     encode_memo,
 )
-from schemas.records import InboundDigest, Lane, Ready, SendOutcome, Settle
+from schemas.records import InboundDigest, Lane, NumberFault, Ready, SendOutcome, Settle
 
 MEMO_BYTES_MAX = 60_000
 """What the runs of three lanes may take beside the position, of the engine's 64 kB. More goes into the ledger: a run
@@ -141,6 +141,7 @@ class Slot:
             if place.slot == slot
         }
         self._places = numbers
+        self._gates = gates
         self._marks: dict[Lane, Watermark] = {}
         self._recent = Recent()
         self._known: dict[str, Send] = {}
@@ -194,9 +195,13 @@ class Slot:
 
     # What comes in
 
-    def take(self, lane: Lane, offset: int, record: Ready | Settle, now: Instant) -> Report | None:
+    def take(self, lane: Lane, offset: int, record: Ready | Settle | NumberFault, now: Instant) -> Report | None:
         """Take one record of a lane's log. Return a report when it cannot be sent at all."""
         if not self._mark(lane).take(offset):
+            return None
+        if isinstance(record, NumberFault):
+            self._fault(record, now)
+            self._complete(lane, offset)
             return None
         if isinstance(record, Settle):
             self._settle(lane, offset, record, now)
@@ -412,6 +417,18 @@ class Slot:
         doubt = self._doubts.get(send_id)
         if doubt is not None and doubt not in self._lifted:
             self._lifted.append(doubt)
+
+    def _fault(self, fault: NumberFault, now: Instant) -> None:
+        """Learn from a message that failed after it was accepted, while that is news."""
+        number, place = self.numbers.get(fault.phone_number_id), self._places.get(fault.phone_number_id)
+        if number is None or place is None:
+            return
+        for effect in taught(place, fault.code, fault.at, now.wall):
+            if isinstance(effect, Shut):
+                wait_ms = min(effect.until - now.wall, STOP_MS)
+                self._gates.shut(effect.door, now.monotonic + wait_ms / 1_000, effect.why)
+            else:
+                number.window.throttled(now.monotonic)
 
     def _stray(self, lane: Lane, offset: int, ready: Ready, now: Instant) -> Report | None:
         """Deal with a send for a number that does not live here."""

@@ -17,7 +17,7 @@ from broker.sandbox.journal import Called, Journal
 from broker.sandbox.platform import BusinessNumber, ConnectionCut, Platform, Rules
 from broker.sandbox.templates import Template, Templates
 from broker.secrets import Secret
-from schemas.records import Lane, Ready, SendOutcome, Settle, decode_conversation, encode
+from schemas.records import Lane, NumberFault, Ready, SendOutcome, Settle, decode_conversation, encode
 from schemas.settings import LogSettings, Number, SecretSource, SenderSettings, Settings
 from tests.simulation.cluster import SimulatedCluster
 from tests.simulation.log import SimulatedLog
@@ -125,7 +125,7 @@ class Sending:
         await self.stage.start()
         await asyncio.sleep(5.0)
 
-    async def put(self, *records: Ready | Settle) -> None:
+    async def put(self, *records: Ready | Settle | NumberFault) -> None:
         """Have the customer stage ask for these."""
         for record in records:
             draft = Draft(record.customer.encode(), encode(record), self.slots[record.phone_number_id])

@@ -13,7 +13,7 @@ from broker import metrics
 from broker.core.webhook import split
 from broker.sandbox.faults import Fault
 from broker.sandbox.platform import Rules
-from schemas.records import encode
+from schemas.records import NumberFault, encode
 from tests.actors.sending import GREETING, NEWS, SALE, Sending, numbers, play, settings_of, template_send
 
 pytestmark = pytest.mark.timeout(60)
@@ -23,6 +23,8 @@ SETTINGS = settings_of(numbers(4, slots=2), slots=2)
 
 FIRST, SECOND, FOREIGN, _ = (number.phone_number_id for number in SETTINGS.numbers)
 WABA = SETTINGS.numbers[0].waba_id
+
+HOUR_MS = 3_600_000
 
 UNLIMITED = Rules(enforce_throughput=False)
 
@@ -202,6 +204,26 @@ def test_spam_is_tried_again_when_the_cap_rises() -> None:
         await tell(sending, "business_capability_update", {"max_daily_conversations_per_business": "TIER_10K"})
         await asyncio.sleep(2.0)
         assert sending.came_of("a") == "accepted"
+
+    play(scene, SETTINGS)
+
+
+def test_a_message_that_fails_after_acceptance_stops_what_its_answer_would_have_stopped() -> None:
+    """Under spam limits Meta accepts and fails by webhook: nine hundred more of the campaign would follow."""
+
+    async def scene(sending: Sending) -> None:
+        at = sending.clock.now()
+        await sending.put(NumberFault(FIRST, "main:1", 131048, at - 4 * HOUR_MS))
+        assert await sent(sending, "old", FIRST) == "accepted", "an old status is no news"
+        await sending.put(NumberFault(FIRST, "main:1", 131048, at), NumberFault(FOREIGN, "main:1", 368, at))
+        assert await sent(sending, "campaign", FIRST) == "waits"
+        assert await sent(sending, "confirmation", FIRST, "transactional") == "accepted"
+        assert await sent(sending, "foreign", FOREIGN, "reply") == "waits"
+        assert gauge("number_stopped", phone_number_id=FIRST, reason="campaign") == 1
+        await asyncio.sleep(60.0)
+        assert sending.came_of("foreign") == "accepted"
+        await asyncio.sleep(1_800.0)
+        assert sending.came_of("campaign") == "accepted"
 
     play(scene, SETTINGS)
 

@@ -92,6 +92,7 @@ def status(
     line: str | None = None,
     own: str | None = None,
     received_at: int | None = None,
+    code: int = 131026,
 ) -> Item:
     """Meta reports on a send of ours (or with `line` "" on somebody else's)."""
     inner: dict[str, Any] = {
@@ -101,7 +102,7 @@ def status(
         "recipient_id": PHONE,
     }
     if what == "failed":
-        inner["errors"] = [{"code": 131026, "title": "Message undeliverable"}]
+        inner["errors"] = [{"code": code, "title": "Message undeliverable"}]
     line = wrap(send_id(send), Sink("bot"), KEY, own) if line is None else line
     if line:
         inner["biz_opaque_callback_data"] = line

@@ -34,7 +34,7 @@ from broker.core.identity import mark_key
 from broker.core.idmap import RING_BYTES_MAX
 from broker.core.window import WINDOW_MS
 from schemas.ids import CustomerKey
-from schemas.records import DeliveryFailed, Ready, SendRequest
+from schemas.records import DeliveryFailed, NumberFault, Ready, SendRequest
 from schemas.settings import Route, Settings, Then, When
 from tests.core.conversation import (
     CONTEXT,
@@ -426,7 +426,49 @@ def test_metas_closed_window_is_believed_unless_the_customer_wrote_since() -> No
 def test_an_expired_send_is_told() -> None:
     """Whatever kept it, its time is over."""
     story = asked()
-    assert codes(story.take(outcome("one", "expired", story.now))) == [131026]
+    story.take(request("two", story.now, not_after=story.now + 1_000))
+    assert codes(story.take(outcome("two", "expired", story.now), after_ms=2_000)) == [131026]
+    assert [send.send_id for send in story.customer.sends] == [send_id("one")]
+
+
+def test_a_send_whose_window_closed_while_it_waited_is_refused_as_meta_would() -> None:
+    """It never cost a call; a template, which needs no window, was merely too late."""
+    story = asked()
+    story.take(request("two", story.now, template="t", not_after=story.now + 1_000))
+    assert codes(story.take(outcome("two", "expired", story.now), after_ms=2_000)) == [131026]
+    assert codes(story.take(outcome("one", "expired", story.now), after_ms=WINDOW_MS)) == [131047]
+
+
+def test_a_held_send_whose_window_closes_is_refused_as_meta_would() -> None:
+    """The send it speaks of stays in doubt for a day."""
+    story = doubtful()
+    story.take(request("two", story.now, body={"context": {"message_id": send_id("one")}}))
+    assert 131047 in codes(story.due(after_ms=WINDOW_MS))
+
+
+@pytest.mark.parametrize("code", [368, 131031, 131042, 131048, 131064, 130429])
+def test_a_failure_that_is_the_numbers_reaches_its_sender_and_the_bot(code: int) -> None:
+    """Meta accepts first and fails later: without this the campaign would go on into the wall."""
+    story = asked()
+    story.take(outcome("one", "accepted", story.now))
+    failed = status("one", "failed", story.now, code=code)
+    commands = story.take(failed)
+    assert codes(commands) == [code]
+    [fault] = [c.record for c in commands if isinstance(c, Dispatch) and isinstance(c.record, NumberFault)]
+    assert (fault.phone_number_id, fault.code, fault.at) == (NUMBER, code, failed.at)
+    assert ("failed", str(code)) in notes(commands)
+    assert not any(isinstance(c, Dispatch) for c in story.take(failed)), "once"
+
+
+@pytest.mark.parametrize("code", [131049, 130472, 131026, 131053, 999_999])
+def test_a_failure_that_is_the_recipients_is_told_and_never_repeated(code: int) -> None:
+    """131049 sent again within a day fails again, and Meta limits accounts that do so."""
+    story = asked()
+    story.take(outcome("one", "accepted", story.now))
+    commands = story.take(status("one", "failed", story.now, code=code))
+    assert codes(commands) == [code]
+    assert not any(isinstance(command, Dispatch) for command in commands)
+    assert ("failed", str(code) if code < 999_999 else "other") in notes(commands)
     assert story.customer.sends == []
 
 
