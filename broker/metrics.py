@@ -123,6 +123,10 @@ ITEM_KINDS = (
 
 def prepare() -> None:
     """Create the series whose labels are known beforehand, at zero."""
+    for by in ("key", "bytes"):
+        gateway_repetitions.labels(by)
+    for direction in ("up", "down"):
+        gateway_media_bytes.labels(direction)
     for result in WEBHOOK_RESULTS:
         webhook_requests.labels(result)
         webhook_request_duration.labels(result)

@@ -229,7 +229,9 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     body_bytes_max: int = 512 * 1024
     """The largest messages the platform documents fit, with every character escaped: 32,768 characters filled into a
     template (393 kB), 257 contacts of 1.9 kB."""
-    append_timeout_s: float = 20.0
+    append_timeout_s: float = 4.0
+    """Then the answer is that it is not known. Clients of the field give up after 5 s: an answer that says what to do
+    is worth more than one nobody hears."""
     unknown_types: bool = True
     """Message types we do not know are passed on and counted; false refuses them."""
     public_url: str = ""

@@ -455,6 +455,6 @@ async def test_logs_on_kafka_are_shown_too(kafka: KafkaForTests, kafka_prefix: s
     told = await asyncio.to_thread(here, "tail", "conversations", "--limit", "1", "--config", config)
     assert len(told.stdout.splitlines()) == 1
     told = await asyncio.to_thread(here, "tail", "nothing", "--config", config)
-    assert (told.returncode, "no log 'nothing'; there are accounts, conversations" in said(told)) == (2, True)
+    assert (told.returncode, "no log 'nothing'; there are accounts, control, conversations" in said(told)) == (2, True)
     told = await asyncio.to_thread(here, "deadletters", "show", "0/0", "--config", config)
     assert (told.returncode, "no dead letter at 0/0" in said(told)) == (4, True)

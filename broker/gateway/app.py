@@ -121,6 +121,8 @@ class Gateway:
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
+        for reason in REASONS.values():
+            metrics.gateway_forbidden.labels(reason)
         self._requests = {result: metrics.gateway_requests.labels(result) for result in RESULTS}
         self._durations = {result: metrics.gateway_request_duration.labels(result) for result in RESULTS}
         self._backpressure = metrics.backpressure_active.labels("gateway")

@@ -125,6 +125,8 @@ class Messages:
         attempt = self._repetitions.begin(
             fingerprint, self._clock.monotonic(), gone, lambda: new_send_id(now, self._rng.randbytes(10))
         )
+        if attempt.repeats:
+            metrics.gateway_repetitions.labels("bytes").inc()
         answered = False
         try:
             request = self._request(
@@ -153,7 +155,9 @@ class Messages:
         if self._repetitions.contradicts(send_id, fingerprint):
             error = error_of(VALUE, f"This {IDEMPOTENCY_KEY} was used for another request.")
             return answers.refused(422, error, "refused", self._rng)
-        if not self._repetitions.is_durable(send_id):
+        if self._repetitions.is_durable(send_id):
+            metrics.gateway_repetitions.labels("key").inc()
+        else:
             self._repetitions.name(send_id, fingerprint, durable=False)
             request = self._request(send_id, key, phone_number_id, outgoing, asked, body, edge, fingerprint, now)
             if not await self._is_durable(request, outgoing):

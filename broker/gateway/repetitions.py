@@ -26,11 +26,13 @@ UNKNOWN_S = 300.0
 
 
 class Attempt(Struct):
-    """A request under way, without an idempotency key. `gone`: whether its sender is not there any more."""
+    """A request under way, without an idempotency key. `gone`: whether its sender is not there any more. `repeats`:
+    whether it repeats another."""
 
     send_id: SendId
     fingerprint: bytes
     gone: Callable[[], bool]
+    repeats: bool
     is_repeated: bool = False
 
 
@@ -67,7 +69,8 @@ class Repetitions:
         self, fingerprint: bytes, now_s: float, gone: Callable[[], bool], new_id: Callable[[], SendId]
     ) -> Attempt:
         """Take a request: under the id of the one it repeats, if it repeats one. `end` comes when it is over."""
-        attempt = Attempt(self._repeated(fingerprint, now_s) or new_id(), fingerprint, gone)
+        repeated = self._repeated(fingerprint, now_s)
+        attempt = Attempt(repeated or new_id(), fingerprint, gone, repeated is not None)
         self._under_way.setdefault(fingerprint, []).append(attempt)
         return attempt
 

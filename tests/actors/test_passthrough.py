@@ -614,9 +614,13 @@ async def test_a_key_that_asks_too_often_is_told_when_to_come_back(graph: Elsewh
         assert code_of(await bot.call("GET", f"/{NUMBER}")) == (429, 4)
         assert metrics.gateway_requests.labels("limited")._value.get() == before + 2
         assert (await bot.call("POST", f"/{OTHER_NUMBER}/messages", text, key=NARROW_KEY))[0] == 200
+        bot.gateway.use_keys(of.keys)  # a reload that changes nothing
+        assert (await bot.call("POST", f"/{NUMBER}/messages", text))[0] == 429
         await asyncio.sleep(0.6)
         assert (await bot.call("POST", f"/{NUMBER}/messages", text))[0] == 200
-        assert len(await bot.requests()) == 4
+        bot.gateway.use_keys([replace(of.keys[0], requests_per_s_max=0.0), of.keys[1]])
+        assert {(await bot.call("POST", f"/{NUMBER}/messages", text))[0] for _ in range(5)} == {200}
+        assert len(await bot.requests()) == 9
 
 
 # ---- what sends are, and what they repeat
@@ -670,6 +674,7 @@ async def test_a_client_that_gave_up_waiting_repeats_and_sends_once(graph: Elsew
     """Its timeout is shorter than a log's bad moment: the second try is the first one's repetition, a third is new."""
     of = settings()
     text = {"messaging_product": "whatsapp", "to": "4915550001234", "type": "text", "text": {"body": "ok"}}
+    before = metrics.gateway_repetitions.labels("bytes")._value.get()
     async with gated(tmp_path, of) as engine, gateway_to(graph.url, tmp_path, engine=engine, of=of) as bot:
         engine.open.clear()
         with pytest.raises(TimeoutError):
@@ -682,6 +687,7 @@ async def test_a_client_that_gave_up_waiting_repeats_and_sends_once(graph: Elsew
         ids = [request.send_id for request in await bot.requests()]
     assert len(ids) == 3
     assert len(set(ids)) == 2
+    assert metrics.gateway_repetitions.labels("bytes")._value.get() == before + 1
 
 
 async def test_a_client_that_left_before_its_answer_repeats_and_sends_once(graph: Elsewhere, tmp_path: Path) -> None:

@@ -26,7 +26,21 @@ PLANTED = "DEPESCHE_PLANTED_BUG"
 """Set by the test that proves that a fuzzer of ours finds what is there: one value in one member is a crash."""
 
 STRANGE: tuple[Any, ...] = (None, "", "x", "x" * 5_000, "\0", "\ud800", 0, -1, 1.5, 10**40, True, [], {}, [[]], [None])
-PATHS = ("/v26.0/{}/messages", "/{}/messages/", "/{}/media", "/{}", "/v26.0/{}/messages?x=1", "/openapi.json", "/")
+PATHS = (
+    "/v26.0/{}/messages",
+    "/{}/messages/",
+    "/{}/marketing_messages",
+    "/{}/media",
+    "/{}",
+    "/v26.0/{}/messages?x=1",
+    "/{}/whatsapp_business_profile",
+    "/{}/block_users?fields=a",
+    "/1234567890",
+    "/media/{}/Zm9v.YmFy",
+    "/{}/subscribed_apps",
+    "/openapi.json",
+    "/",
+)
 METHODS = ("POST", "POST", "POST", "POST", "GET", "DELETE", "PUT")
 HEADERS = ("Idempotency-Key", "X-Depesche-Class", "X-Depesche-Not-After", "X-Depesche-Epoch", "Content-Type")
 
