@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from broker.core.envelope import ascii_body, hide_lone_surrogates, show_lone_surrogates
+
 OPAQUE = "biz_opaque_callback_data"
 
 ERRORS_HREF = "https://developers.facebook.com/documentation/business-messaging/whatsapp/support/error-codes"
@@ -19,31 +21,30 @@ ERRORS_HREF = "https://developers.facebook.com/documentation/business-messaging/
 
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _objects = msgspec.json.Decoder(list[dict[str, Raw]]).decode
-_string = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.Encoder().encode
 
 
 class StatusBody:
     """The body of a POST that holds one status, opened down to the status."""
 
-    __slots__ = ("_levels", "_raw", "opaque")
+    __slots__ = ("_hidden", "_levels", "_raw", "opaque")
 
     def __init__(self, body: bytes) -> None:
         """Open it. Raises `ValueError` when there is not exactly one status in it."""
-        self._raw = True
+        self._raw, self._hidden = True, False
         try:
             self._levels = _open(body, raw=True)
-        except (
-            msgspec.DecodeError
-        ):  # such as a lone surrogate in a text, which Meta does send and JSON's own reader takes
-            self._raw = False
+        except msgspec.DecodeError:  # such as half a surrogate pair in a text, which Meta does send
+            masked = hide_lone_surrogates(body)
+            self._raw = self._hidden = masked is not None
             try:
-                self._levels = _open(body, raw=False)
+                self._levels = _open(body if masked is None else masked, raw=self._raw)
             except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
                 raise ValueError(f"not one status in Meta's shape: {type(error).__name__}") from None
         opaque = self._levels[-1].get(OPAQUE)
         if self._raw and opaque is not None:
-            opaque = _string(opaque) if bytes(opaque)[:1] == b'"' else None
+            raw = show_lone_surrogates(bytes(opaque)) if self._hidden else bytes(opaque)
+            opaque = json.loads(raw) if raw[:1] == b'"' else None
         self.opaque: str | None = opaque if type(opaque) is str else None
         """What we or somebody else put beside the send; None when there is none."""
 
@@ -67,7 +68,7 @@ class StatusBody:
         if own is None:
             status.pop(OPAQUE, None)
         else:
-            status[OPAQUE] = own if own.isascii() or not self._raw else Raw(json.dumps(own).encode())
+            status[OPAQUE] = Raw(_spelled(own, private=self._hidden)) if self._raw else own
         value["statuses"] = [status]
         change["value"] = value
         entry["changes"] = [change]
@@ -75,7 +76,17 @@ class StatusBody:
         if not self._raw:
             return json.dumps(outer, separators=(",", ":")).encode()
         body = _encode(outer)
-        return body if body.isascii() else json.dumps(json.loads(body), separators=(",", ":")).encode()
+        return ascii_body(show_lone_surrogates(body) if self._hidden else body)  # names come out as UTF-8
+
+
+def _spelled(own: str, *, private: bool) -> bytes:
+    """Return the caller's own data as JSON. `private`: without escapes of the characters that halves are hidden in."""
+    if not private:
+        return json.dumps(own).encode()
+    return f'"{"".join(c if _PRIVATE[0] <= c <= _PRIVATE[1] else json.dumps(c)[1:-1] for c in own)}"'.encode()
+
+
+_PRIVATE = "\ue000", "\ue7ff"
 
 
 def _open(body: bytes, *, raw: bool) -> tuple[dict[str, Any], ...]:

@@ -69,15 +69,27 @@ def test_a_rewritten_status_is_ascii_and_says_what_was_given(own: str) -> None:
     assert status_of(body)[OPAQUE] == own
 
 
-def test_a_lone_surrogate_does_not_stop_a_status() -> None:
+@pytest.mark.parametrize("private", [b"", b" \\ue123"], ids=["alone", "beside a private character"])
+def test_half_a_surrogate_pair_does_not_stop_a_status(private: bytes) -> None:
     """Meta sends them, and a strict reader refuses the whole body."""
-    body = body_of("st_sent.json").replace(b'"sent"', b'"sent","note":"\\ud83d"')
+    body = body_of("st_sent.json").replace(b'"sent"', b'"sent","note":"\\ud83d%b"' % private)
     opened = StatusBody(body)
     assert opened.opaque is not None
     rewritten = opened.rewritten("x", "\u00e9")
     assert rewritten.isascii()
-    assert status_of(rewritten)["note"] == "\ud83d"
+    assert status_of(rewritten)["note"] == json.loads(b'"\\ud83d%b"' % private)
     assert status_of(rewritten)[OPAQUE] == "\u00e9"
+
+
+def test_numbers_keep_their_spelling_beside_half_a_pair_and_private_data_is_given_back() -> None:
+    """One odd character must not change the rest; a caller may use the very characters we hide halves in."""
+    body = body_of("st_sent.json").replace(b'"billable":true', b'"billable":true,"price":7.90,"note":"\\ud83d"')
+    rewritten = StatusBody(body).rewritten("x", "a\ue123b")
+    assert b'"price":7.90,"note":"\\ud83d"' in rewritten
+    assert status_of(rewritten)[OPAQUE] == "a\ue123b"
+    own = body.replace(json.dumps(status_of(body)[OPAQUE]).encode(), b'"half \\ud83d"')
+    assert StatusBody(own).opaque == "half \ud83d"
+    assert StatusBody(own).rewritten(status_of(own)["id"], "half \ud83d") == own
 
 
 @pytest.mark.parametrize(
