@@ -244,7 +244,7 @@ class SinkPartition:
     async def attempt(self, entry: Entry, event: DeliveryEvent, trouble: Trouble) -> Attempted:
         """Wait for the turn, then post once. An attempt that a moving lease cuts off does not count."""
         while True:
-            call = await self.gate.enter(self._line, entry.key, entry.appended_at, entry.offset)
+            call = await self.gate.enter(self._line, entry.key, entry.appended_at, entry.offset, event.kind)
             found: Verdict | None = None
             timed_out = False
             try:
@@ -257,7 +257,7 @@ class SinkPartition:
                         return attempted
             finally:
                 first = trouble.attempts == 0
-                self.gate.leave(self._line, entry.key, call, found, first=first, timed_out=timed_out)
+                self.gate.leave(self._line, entry.key, call, found, first=first, timed_out=timed_out, kind=event.kind)
 
     async def set_aside(
         self, entry: Entry, event: DeliveryEvent | None, reason: str, detail: str, attempts: int

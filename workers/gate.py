@@ -2,8 +2,8 @@
 
 One gate for a sink in a process. Each leased partition of its log has a line at it, with a limit of its own; the
 breaker is the sink's. While it is open nobody passes; the probe that tries the sink again is the oldest head, and one
-whose probe has failed stands behind those that have not been tried: an indigestible event must not be the only
-witness. The rules are `broker.core`'s; here is the waiting.
+whose probe has failed, or whose kind the sink has just failed at, stands behind those that have not been tried: an
+indigestible event must not be the only witness. The rules are `broker.core`'s; here is the waiting.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 class Waiting(NamedTuple):
     """An attempt that waits. Compared by age; no two of a line share an offset and a number."""
 
+    is_poor_witness: bool
     probes_failed: int
     appended_at: int
     offset: int
@@ -56,9 +57,11 @@ class Line:
         """Return who would be next, None when nobody may go. Those who went away are dropped."""
         while self.waiting and self.waiting[0].turn.done():
             heappop(self.waiting)
-        if not self.waiting or self.in_flight >= self.concurrency.limit or not self.may_go():
-            return None
-        return self.waiting[0]
+        return self.waiting[0] if self.waiting and self.has_room() else None
+
+    def has_room(self) -> bool:
+        """Whether one more may go, as far as this line decides."""
+        return self.in_flight < self.concurrency.limit and self.may_go()
 
 
 class Gate:
@@ -93,11 +96,17 @@ class Gate:
             self._timer.cancel()
             self._timer = None
 
-    async def enter(self, line: Line, key: bytes, appended_at: int, offset: int) -> int:
+    async def enter(self, line: Line, key: bytes, appended_at: int, offset: int, kind: str = "") -> int:
         """Wait for the turn of a customer's event; return the number to `leave` with. The breaker may make it long."""
+        now = self._clock.monotonic()
+        if not self._is_paused and line.has_room() and self._breaker.may_try(kind) and not self._breaker.may_call(now):
+            line.in_flight += 1
+            return self._breaker.begin(now)
         turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._number += 1
-        heappush(line.waiting, Waiting(self._probed.get(key, 0), appended_at, offset, self._number, turn))
+        poor = self._breaker.has_failed_at(kind)
+        waiting = Waiting(poor, self._probed.get(key, 0), appended_at, offset, self._number, turn)
+        heappush(line.waiting, waiting)
         self.admit()
         try:
             return await turn
@@ -107,7 +116,15 @@ class Gate:
             raise
 
     def leave(
-        self, line: Line, key: bytes, call: int, found: Verdict | None, *, first: bool = False, timed_out: bool = False
+        self,
+        line: Line,
+        key: bytes,
+        call: int,
+        found: Verdict | None,
+        *,
+        first: bool = False,
+        timed_out: bool = False,
+        kind: str = "",
     ) -> None:
         """End an attempt. `found` None: it was not made, or not awaited. `first`: it is the event's first failure."""
         now = self._clock.monotonic()
@@ -121,10 +138,10 @@ class Gate:
             elif found is not Verdict.EVENT:
                 if self._breaker.is_probe(call):
                     self._probed[key] = self._probed.get(key, 0) + 1
-                if first:
+                if first and not (found is Verdict.UNSURE and self._breaker.is_its_kind(kind)):
                     line.concurrency.failed(now)
             chance = self._rng.random()
-            if self._breaker.ended(call, found, now, first=first, timed_out=timed_out, chance=chance):
+            if self._breaker.ended(call, found, now, first=first, timed_out=timed_out, chance=chance, kind=kind):
                 self._recovered()
         line.in_flight -= 1
         self.admit()
@@ -166,7 +183,7 @@ class Gate:
             heads = [(head, line) for line in self._lines if (head := line.first()) is not None]
             if not heads:
                 break
-            head, line = min(heads, key=lambda pair: pair[0][:4])
+            head, line = min(heads, key=lambda pair: pair[0][:5])
             heappop(line.waiting)
             line.in_flight += 1
             head.turn.set_result(self._breaker.begin(now))

@@ -3,11 +3,15 @@
 Driven by the calls themselves, without a sampler: it opens with the call that proves the trouble. What it counts is
 distinct events: an event that fails again says nothing new about the sink, and a single indigestible one, retried for
 ten minutes, must not close the sink for everybody. For the same reason a program error counts only when the sink has
-not taken anything lately. Instants are monotonic seconds.
+not taken anything lately, and never when it is about a kind of event the sink has never taken while it takes others:
+there are bots that answer 500 to whatever has no `metadata`. Instants are monotonic seconds.
 
     CLOSED ──half of ≥ 10 calls failed in 60 s, or 5 timeouts in a row, or "gone"──▶ OPEN
     OPEN ──cool-down over: one call, the probe──▶ HALF_OPEN ──taken──▶ CLOSED
                                                   HALF_OPEN ──failed──▶ OPEN, twice as long
+
+Where the program was reached and failed, an event of a kind that has not failed since may be tried while the breaker is
+OPEN, once for each kind: the night's account updates must not hold up the first customer of the morning.
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ from math import exp
 from msgspec import Struct
 
 from broker.core.retry import Verdict
+
+KINDS_MAX = 64
+"""Kinds remembered. We know of a dozen; beyond the bound a new one is treated as any other event."""
 
 
 class Phase(Enum):
@@ -62,34 +69,67 @@ class Breaker:
         self._timeouts = 0
         self._took_at: float | None = None
         self._closed_at: float | None = None
+        self._kinds: dict[str, bool] = {}
+        """Of each kind that was ever taken: whether it was when it was tried last."""
+        self._failed_kinds: dict[str, None] = {}
+        """Kinds the program failed at since it last took something, or could last not be reached."""
+        self._was_reached = False
+        self._resumes: float | None = None
+        """While a kind is tried before the cool-down is over: when that ends."""
 
     def may_call(self, now: float) -> bool:
         """Whether a call may begin now. With the breaker open and cooled down it is the probe."""
         return self.phase is Phase.CLOSED or (self.phase is Phase.OPEN and now >= self.until)
 
+    def may_try(self, kind: str) -> bool:
+        """Whether an event of this kind may go although the breaker is open and has not cooled down."""
+        return self.phase is Phase.OPEN and self._was_reached and kind not in self._failed_kinds
+
+    def has_failed_at(self, kind: str) -> bool:
+        """Whether the program failed at this kind since it last took something: a poor witness of its health."""
+        return kind in self._failed_kinds
+
     def begin(self, now: float) -> int:
-        """Begin a call; return the number to report it with. Call only after `may_call`."""
+        """Begin a call; return the number to report it with. Call only after `may_call` or `may_try`."""
         if self.phase is Phase.OPEN:
             self.phase = Phase.HALF_OPEN
+            self._resumes = self.until if now < self.until else None
         return self._era
 
     def is_probe(self, call: int) -> bool:
         """Whether this call is the one that decides if the breaker closes."""
         return self.phase is Phase.HALF_OPEN and call == self._era
 
-    def ended(self, call: int, found: Verdict, now: float, *, first: bool, timed_out: bool, chance: float) -> bool:
+    def ended(
+        self,
+        call: int,
+        found: Verdict,
+        now: float,
+        *,
+        first: bool,
+        timed_out: bool,
+        chance: float,
+        kind: str = "",
+    ) -> bool:
         """Note what came of a call; return True when that closed the breaker again.
 
-        `first`: it is this event's first failure; `chance`: from 0 up to 1, the jitter's draw. Calls begun before
-        the breaker last opened or closed say nothing about the present and are ignored.
+        `first`: it is this event's first failure; `chance`: from 0 up to 1, the jitter's draw; `kind`: of the event.
+        Calls begun before the breaker last opened or closed say nothing about the present and are ignored.
         """
         if call != self._era:
             return False
         if found in (Verdict.TAKEN, Verdict.EVENT):
+            if found is Verdict.TAKEN and (kind in self._kinds or len(self._kinds) < KINDS_MAX):
+                self._kinds[kind] = True
+                self._failed_kinds.clear()
             return self._worked(now, taken=found is Verdict.TAKEN)
-        if found is Verdict.GONE or self.phase is Phase.HALF_OPEN:
+        is_own_kind = found is Verdict.UNSURE and self.is_its_kind(kind)
+        self._failed_at(kind, found)
+        if self.phase is Phase.HALF_OPEN and self._resumes is not None:
+            self.phase, self.until, self._resumes = Phase.OPEN, self._resumes, None
+        elif found is Verdict.GONE or self.phase is Phase.HALF_OPEN:
             self._open(now, chance, longest=found is Verdict.GONE)
-        elif first and not (found is Verdict.UNSURE and self._took_lately(now)):
+        elif first and not is_own_kind and not (found is Verdict.UNSURE and self._took_lately(now)):
             self._timeouts = self._timeouts + 1 if timed_out else 0
             self._count(now, failed=1.0)
             limits = self._limits
@@ -102,14 +142,27 @@ class Breaker:
         """Note that a call was not made after all, or not awaited. A probe given back leaves the next one its place."""
         if call == self._era and self.phase is Phase.HALF_OPEN:
             self.phase = Phase.OPEN
-            self.until = now
+            self.until, self._resumes = (now if self._resumes is None else self._resumes), None
+
+    def is_its_kind(self, kind: str) -> bool:
+        """Whether a program error at this kind is known to be about the kind: never taken, while others are."""
+        return kind not in self._kinds and any(self._kinds.values())
+
+    def _failed_at(self, kind: str, found: Verdict) -> None:
+        if kind in self._kinds:
+            self._kinds[kind] = False
+        self._was_reached = found is Verdict.UNSURE
+        if not self._was_reached:
+            self._failed_kinds.clear()
+        elif len(self._failed_kinds) < KINDS_MAX:
+            self._failed_kinds[kind] = None
 
     def _worked(self, now: float, *, taken: bool) -> bool:
         self._timeouts = 0
         if taken:
             self._took_at = now
         if self.phase is Phase.HALF_OPEN:
-            self.phase = Phase.CLOSED
+            self.phase, self._resumes = Phase.CLOSED, None
             self._era += 1
             self._closed_at = now
             self._calls = self._failures = 0.0

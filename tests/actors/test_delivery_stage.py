@@ -68,12 +68,12 @@ def target(bot: Bot, name: str = "bot", kind: Literal["meta", "standard"] = "met
     )
 
 
-def value(customer: str, number: int) -> bytes:
+def value(customer: str, number: int, kind: str = "message") -> bytes:
     body = json.dumps({"c": customer, "n": number, "text": "ä"}).encode()
     return encode(
         DeliveryEvent(
             delivery_id=f"evt_{customer}_{number}",
-            kind="message",
+            kind=kind,
             phone_number_id="1",
             customer=customer,
             body=body,
@@ -119,8 +119,8 @@ class World:
         self.stages.append(stage)
         return stage
 
-    async def append(self, customer: str, *numbers: int, sink: str = "bot") -> None:
-        drafts = [Draft(customer.encode(), value(customer, number)) for number in numbers]
+    async def append(self, customer: str, *numbers: int, sink: str = "bot", kind: str = "message") -> None:
+        drafts = [Draft(customer.encode(), value(customer, number, kind)) for number in numbers]
         await self.log.append(deliveries(sink), drafts, 10.0)
 
     async def dead_letters(self) -> list[DeadLetter]:
@@ -690,3 +690,51 @@ async def test_a_replayed_event_says_so_and_is_the_same_otherwise(world: World) 
     assert first.body == second.body
     assert "X-Depesche-Replay" not in first.headers
     assert second.headers["X-Depesche-Replay"] == "2023-11-14T22:13:20.000Z"
+
+
+async def no_metadata(customer: str, number: int, earlier: int) -> int:
+    """whatsapp-api-js 6.3.0 answers 500 to an update without `metadata`, such as those of an account."""
+    return 500 if customer.startswith("waba") else 200
+
+
+async def test_a_bot_that_fails_at_one_kind_of_update_goes_on_with_all_others(world: World) -> None:
+    """A night's account updates, long after the last message: no breaker opens, the next customer waits for nothing."""
+    bot = await world.bot(no_metadata)
+    await world.deliver(target(bot, give_up_after_s=30))
+    await world.append("a", 0)
+    await until(lambda: bot.numbers("a") == [0])
+    await asyncio.sleep(0.3)  # longer than `taken_lately_s`
+    for index in range(20):
+        await world.append(f"waba{index}", 0, kind="account")
+    await until(lambda: len({seen.customer for seen in bot.seen}) == 21)
+    assert metrics.delivery_breaker_open.labels("bot")._value.get() == 0
+    begun = world.clock.monotonic()
+    for number in range(1, 11):
+        await world.append("a", number)
+    await until(lambda: bot.numbers("a") == list(range(11)))
+    assert world.clock.monotonic() - begun < 2.0
+    assert await world.dead_letters() == []
+
+
+async def test_a_kind_of_update_the_bot_cannot_take_does_not_keep_its_breaker_open(world: World) -> None:
+    """A fresh worker meets account updates first and opens; a customer who writes then is served all the same."""
+    bot = await world.bot(no_metadata)
+    limits = DeliveryLimits(
+        commit_every_s=0.05,
+        schedule=QUICK.schedule,
+        breaker=BreakerLimits(cool_down_s=60, cool_down_s_max=300, taken_lately_s=0.2),
+    )
+    await world.deliver(target(bot, give_up_after_s=0.5), limits=limits)
+    for index in range(30):
+        await world.append(f"waba{index}", 0, 1, kind="account")
+    await until(lambda: metrics.delivery_breaker_open.labels("bot")._value.get() == 1)
+    await world.append("a", 0)
+    await until(lambda: bot.numbers("a") == [0], 5)
+    await until(lambda: metrics.delivery_breaker_open.labels("bot")._value.get() == 0)
+    for number in range(1, 60):  # others are taken meanwhile: evidence that it is the updates' own trouble
+        await world.append("a", number)
+        await asyncio.sleep(0.02)
+    await until(lambda: bot.numbers("a") == list(range(60)), 5)
+    letters = await world.dead_letters()
+    assert letters
+    assert all(letter.key.startswith(b"waba") for letter in letters)

@@ -186,3 +186,70 @@ def test_whatever_happens_a_probe_comes_within_six_minutes(
             breaker.ended(breaker.begin(now), found, now, first=first, timed_out=timed_out, chance=chance)
         assert breaker.phase is not Phase.HALF_OPEN
         assert breaker.may_call(now + 360)
+
+
+def tried(breaker: Breaker, kind: str, found: Verdict, now: float) -> None:
+    """One event of a kind, wherever the breaker stands."""
+    assert breaker.may_call(now) or breaker.may_try(kind)
+    breaker.ended(breaker.begin(now), found, now, first=True, timed_out=False, chance=0.0, kind=kind)
+
+
+def test_a_kind_the_sink_never_took_does_not_open_it_while_it_takes_others() -> None:
+    """A bot that answers 500 to whatever has no metadata: a hundred account updates at night are no outage."""
+    breaker = Breaker()
+    tried(breaker, "message", Verdict.TAKEN, 0.0)
+    for index in range(100):
+        tried(breaker, "account", Verdict.UNSURE, 3_600.0 + index)
+    assert is_closed(breaker)
+    assert breaker.is_its_kind("account")
+    assert not breaker.is_its_kind("message")
+
+
+def test_a_bot_that_is_down_is_found_out_although_it_took_other_kinds_before() -> None:
+    """It has taken both; now it fails at each. A kind it once took is no excuse, nor one that it never took."""
+    breaker = Breaker()
+    for kind in ("message", "status"):
+        tried(breaker, kind, Verdict.TAKEN, 0.0)
+    for index in range(10):
+        tried(breaker, "message", Verdict.UNSURE, 100.0 + index / 100)
+    assert is_open(breaker)
+
+
+def test_a_way_that_is_down_opens_it_whatever_the_kind() -> None:
+    """A refused connection says nothing about what was to be sent over it."""
+    breaker = Breaker()
+    tried(breaker, "message", Verdict.TAKEN, 0.0)
+    for _ in range(10):
+        tried(breaker, "account", Verdict.SINK, 100.0)
+    assert is_open(breaker)
+    assert not breaker.may_try("message")
+
+
+def test_another_kind_may_be_tried_at_once_while_it_is_open() -> None:
+    """A fresh process met account updates first; the first customer does not wait for a cool-down of minutes."""
+    breaker = Breaker()
+    for _ in range(10):
+        tried(breaker, "account", Verdict.UNSURE, 0.0)
+    assert is_open(breaker)
+    assert not breaker.may_try("account")
+    assert breaker.has_failed_at("account")
+    tried(breaker, "message", Verdict.TAKEN, 1.0)
+    assert is_closed(breaker)
+    for index in range(100):
+        tried(breaker, "account", Verdict.UNSURE, 100.0 + index)
+    assert is_closed(breaker), "from now on it is known whose trouble that is"
+
+
+def test_a_kind_is_tried_once_and_its_failure_makes_the_cool_down_no_longer() -> None:
+    """A bot that is down altogether gets one more request for each kind, not for each event."""
+    breaker = Breaker()
+    for _ in range(10):
+        tried(breaker, "account", Verdict.UNSURE, 0.0)
+    until = breaker.until
+    tried(breaker, "message", Verdict.UNSURE, 1.0)
+    assert (breaker.phase, breaker.until) == (Phase.OPEN, until)
+    assert not breaker.may_try("message")
+    assert breaker.may_try("status")
+    number = breaker.begin(2.0)
+    breaker.given_back(number, 2.0)
+    assert (breaker.phase, breaker.until) == (Phase.OPEN, until)
