@@ -195,7 +195,7 @@ async def serve(
     process = _Process(config, roles)
     admin = Admin(admin_settings, process.vitals, process.clock, process.ready)
     async with AsyncExitStack() as stack:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, process.reloader.hurry)
+        _on_hangup(process.reloader.hurry, stopping.set)
         process.vitals.start()
         stack.push_async_callback(process.vitals.stop)
         with _port("admin.port", admin_settings.port):
@@ -235,6 +235,7 @@ class _Process:
         self.vitals = Vitals(self.clock)
         self.reloader = Reloader(config, self._read, self.clock)
         self.ready: dict[str, Callable[[], str | None]] = {"process": lambda: None if self._started else "starting"}
+        self.ready["configuration"] = lambda: self.reloader.failure
         self._started = False
         self._sandbox: Sandbox | None = None
         self._addresses: list[str] = []
@@ -462,6 +463,27 @@ def _signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked)
     return stopping
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _on_hangup(reread: Callable[[], None], stop: Callable[[], None]) -> None:
+    """SIGHUP is what it always was, where a terminal was closed; else it asks to read the configuration."""
+    began_in_terminal = _has_terminal()
+
+    def hung_up() -> None:
+        if began_in_terminal and not _has_terminal():
+            stop()
+        else:
+            reread()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
 
 
 async def topics(config: Config, *, apply: bool) -> tuple[list[str], list[str]]:

@@ -100,6 +100,8 @@ class Reloader:
         """`read` reads and checks the configuration anew, in a thread. Raises `Misconfigured`."""
         self.config = config
         self.generation = 1
+        self.failure: str | None = None
+        """Why this process should get no more work, should taking a configuration ever have crashed halfway."""
         self._read = read
         self._clock = clock
         self._parts: list[Prepare] = []
@@ -152,6 +154,8 @@ class Reloader:
     async def reload(self) -> bool:
         """Read the configuration and put it in force, whole or not at all. False when it is wrong."""
         before = self.config
+        if self.failure is not None:
+            return False
         try:
             after = await asyncio.to_thread(self._read)
             if errors := list(needs_restart(before.settings, after.settings)):
@@ -165,8 +169,14 @@ class Reloader:
             logger.exception("reading the configuration crashed")
             self._refused(type(error).__name__)
             return False
-        for take in takes:
-            take()
+        try:
+            for take in takes:
+                take()
+        except Exception:
+            self.failure = "a configuration is in force in some parts only: restart this process"
+            logger.critical("%s", self.failure, exc_info=True)
+            metrics.config_reload_ok.set(0)
+            return False
         self.config = after
         if names:
             self.generation += 1

@@ -17,7 +17,8 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from broker.core.hours import compile_hours
-from broker.core.routing import BOT, Case, Judged, Routed, Rule, compile_routes, explain, route
+from broker.core.routing import BOT, Case, Judged, Routed, Rule, compile_routes, explain
+from broker.core.routing import routed as routed_by
 from broker.core.webhook import split
 from broker.errors import Misconfigured
 from schemas.records import Item
@@ -186,7 +187,7 @@ def try_cases(rules: Sequence[Rule], settings: Settings, cases: Sequence[RouteCa
             raise Misconfigured(f"{case.name}: {error}") from None
         if len(items) != 1:
             raise Misconfigured(f"{case.name}: {case.file} has {len(items)} items; a case is about one")
-        yield _tried(case, rules, asked(items[0], case.first, case.holder, case.language))
+        yield _tried(case, rules, settings, asked(items[0], case.first, case.holder, case.language))
 
 
 def _items(case: RouteCase, settings: Settings, base: Path) -> list[Item]:
@@ -209,8 +210,13 @@ def asked(item: Item, first: bool, holder: str, language: str) -> Case:
     return Case(item, first=first, holder=holder, language=language.replace("_", "-").lower())
 
 
-def _tried(case: RouteCase, rules: Sequence[Rule], about: Case) -> Tried:
-    routed, expect = route(rules, about), case.expect
+def follows(rules: Sequence[Rule], settings: Settings, about: Case) -> Routed:
+    """Return what follows from an item, as the customer stage would have it."""
+    return routed_by(rules, tuple(sink.name for sink in settings.sinks if sink.account_updates), about)
+
+
+def _tried(case: RouteCase, rules: Sequence[Rule], settings: Settings, about: Case) -> Tried:
+    routed, expect = follows(rules, settings, about), case.expect
     pairs: list[tuple[str, Any, Any]] = [
         ("sinks", expect.sinks, list(routed.sinks)),
         ("tags", expect.tags, list(routed.tags)),

@@ -168,6 +168,24 @@ async def test_a_crash_while_reading_is_refused_too(file: Path) -> None:
     assert (calls, part.taken, value("config_reload_ok")) == (1, [], 0)
 
 
+async def test_a_crash_while_taking_is_said_and_takes_the_process_out_of_service(file: Path) -> None:
+    """It cannot happen; if it does, half of a configuration is in force, and nobody may believe otherwise."""
+
+    def crash(config: Config) -> Take:
+        def take() -> None:
+            raise RuntimeError("a bug")
+
+        return take
+
+    reloader = made(file)
+    reloader.add(crash)
+    edit(file, add_route)
+    assert not await reloader.reload()
+    assert reloader.failure == "a configuration is in force in some parts only: restart this process"
+    assert value("config_reload_ok") == 0
+    assert not await reloader.reload()
+
+
 async def test_files_are_noticed_by_themselves_and_secrets_too(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody sends a signal into a pod whose Secret was rotated."""
     monkeypatch.setattr(reload, "LOOK_S", QUICK_S)

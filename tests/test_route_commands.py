@@ -108,6 +108,20 @@ def test_a_body_of_many_is_explained_item_by_item(config: Path) -> None:
     assert len({each["number"] for each in found} | {each["what"] for each in found}) > 2
 
 
+def test_an_update_of_an_account_asks_no_route(config: Path) -> None:
+    """It goes to sinks that ask for such, which is a sink's setting."""
+    update = WEBHOOKS / "account_review_update.json"
+    told = run("route", "explain", update, "--config", config)
+    assert told.exit_code == 0
+    assert "no route is asked: it has no metadata" in told.stdout
+    assert "=> sinks: none" in told.stdout
+    tree = tomllib.loads(config.read_text())
+    tree["sinks"][1]["account_updates"] = True
+    config.write_text(tomlkit.dumps(tree))
+    (found,) = explained(config, update)
+    assert (found["sinks"], found["routes"]) == (["orders"], [])
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -22,12 +22,13 @@ from broker.commands.terms import (
     loaded,
     reveal_option,
 )
-from broker.core.routing import BOT, Case, Judged, Routed, explain, route
+from broker.core.routing import BOT, Case, Judged, Routed, explain, has_no_metadata
 from broker.errors import Misconfigured
 from broker.inspect import instant, mask, masked
 from broker.route_cases import (
     SAMPLE_BYTES_MAX,
     asked,
+    follows,
     read_cases,
     read_file,
     read_samples,
@@ -82,7 +83,7 @@ def route_explain(
     rules = rules_of(config.settings)
     for item in items:
         about = asked(item, first, holder, language)
-        judged, routed = explain(rules, about), route(rules, about)
+        judged, routed = explain(rules, about), follows(rules, config.settings, about)
         if as_json:
             tree = _tree(about, judged, routed)
             click.echo(msgspec.json.encode(tree if reveal else masked(tree)))
@@ -129,6 +130,8 @@ def _lines(about: Case, judged: list[Judged], routed: Routed) -> list[str]:
         f"assumed: {'the first message' if about.first else 'not the first message'}, held by {about.holder}, "
         f"language {about.language or 'not known'}",
     ]
+    if has_no_metadata(item):
+        lines.append("  no route is asked: it has no metadata, and goes to sinks with account_updates = true")
     for number, (rule, verdict, conditions) in enumerate(judged, 1):
         onwards = ", continues" if verdict == "taken" and rule.go_on else ""
         lines.append(f"{number:>3}  {rule.name}: {verdict}{onwards}")

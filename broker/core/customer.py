@@ -45,7 +45,7 @@ from broker.core.identity import address, is_customer, normalise_wa_id
 from broker.core.media_url import public_url_of
 from broker.core.opaque import Opaque, derived_send_id, is_send_id, unwrap, wrap
 from broker.core.outcome import is_of_number, rule_of
-from broker.core.routing import BOT, NOWHERE, Case, Routed, Rule, compile_routes, route
+from broker.core.routing import BOT, Case, Routed, Rule, compile_routes, routed
 from broker.core.status import StatusBody, failed
 from broker.core.view import template_language, view
 from schemas.ids import CustomerKey, SendId, Sink
@@ -149,6 +149,7 @@ class Context(Struct, frozen=True):
     start_words: frozenset[str] = frozenset()
     public_url: str = ""
     """Where bots reach the gateway: media urls begin with it."""
+    sinks: frozenset[str] = frozenset()
     account_sinks: tuple[str, ...] = ()
     """Sinks that ask for updates without `metadata`."""
 
@@ -181,6 +182,7 @@ def context_of(settings: Settings, media_secrets: Mapping[str, bytes] | None = N
         stop_words=consent.words(settings.customer.consent.stop_words),
         start_words=consent.words(settings.customer.consent.start_words),
         public_url=public_url_of(settings.gateway),
+        sinks=frozenset(sink.name for sink in settings.sinks),
         account_sinks=tuple(sink.name for sink in settings.sinks if sink.account_updates),
     )
 
@@ -459,18 +461,20 @@ class Turn:
             self._reply(item, routed.reply)
 
     def _routed(self, item: Item, first: bool) -> Routed:
-        customer = self._customer
+        customer, context = self._customer, self._context
         language = customer.language or customer.sent_language
-        case = Case(item, first=first, holder=customer.holder or BOT, language=language)
-        if _has_no_metadata(item):
-            sinks = self._context.account_sinks
-            return Routed(("account_updates",), sinks) if sinks else NOWHERE
-        return route(self._context.rules, case)
+        case = Case(item, first=first, holder=self._holder(), language=language)
+        return routed(context.rules, context.account_sinks, case)
+
+    def _holder(self) -> str:
+        """Who holds the conversation: a sink that is configured, else the bot. One that left can answer nobody."""
+        holder = self._customer.holder
+        return holder if holder in self._context.sinks else BOT
 
     def _heed(self, routed: Routed) -> None:
         """Take what routes say of the conversation and its customer."""
         customer = self._customer
-        if routed.holder and routed.holder != (customer.holder or BOT):
+        if routed.holder and routed.holder != self._holder():
             customer.holder = "" if routed.holder == BOT else routed.holder
             customer.epoch += 1
         if routed.language:
@@ -1100,11 +1104,6 @@ class Turn:
             self._customer.held.append(Held(sink, encode(event)))
         else:
             self._commands.append(Deliver(sink, event))
-
-
-def _has_no_metadata(item: Item) -> bool:
-    """Whether an update is about an account, or otherwise lacks the `metadata` that bots' libraries expect."""
-    return item.kind in ("account", "unknown") and (not item.phone_number_id or item.field == "messaging_handovers")
 
 
 def _owner(line: Opaque | None, send: Send | None, known: Known | None) -> tuple[str, str | None]:

@@ -110,6 +110,22 @@ class Routed(Struct, frozen=True, gc=False):
 NOWHERE = Routed()
 
 
+ACCOUNT_UPDATES = "account_updates"
+"""In the place of a rule's name: a sink's setting, which asks for what no rule is asked about."""
+
+
+def has_no_metadata(item: Item) -> bool:
+    """Whether an update is about an account, or otherwise lacks the `metadata` that bots' libraries expect."""
+    return item.kind in ("account", "unknown") and (not item.phone_number_id or item.field == "messaging_handovers")
+
+
+def routed(rules: Sequence[Rule], account_sinks: tuple[str, ...], case: Case) -> Routed:
+    """Say what follows from any item. `account_sinks`: those that ask for updates without `metadata`."""
+    if has_no_metadata(case.item):
+        return Routed((ACCOUNT_UPDATES,), account_sinks) if account_sinks else NOWHERE
+    return route(rules, case)
+
+
 def route(rules: Sequence[Rule], case: Case) -> Routed:
     """Say what follows from an item."""
     routed = NOWHERE
@@ -155,8 +171,10 @@ class Judged(NamedTuple):
 
 
 def explain(rules: Sequence[Rule], case: Case) -> list[Judged]:
-    """Say of every rule what `route` makes of it, and why."""
-    judged = []
+    """Say of every rule what `route` makes of it, and why. None is asked about an update without `metadata`."""
+    judged: list[Judged] = []
+    if has_no_metadata(case.item):
+        return judged
     over = False
     for rule in rules:
         asked = tuple(Asked(each.name, each.wanted, each.found(case), each.holds(case)) for each in rule.conditions)

@@ -172,6 +172,19 @@ def test_a_handover_changes_holder_and_epoch_and_the_old_holder_is_refused() -> 
     assert len(readies(told.take(request("fresh", told.now, epoch=2)))) == 1
 
 
+def test_a_holder_that_left_the_configuration_holds_nothing() -> None:
+    """Its conversations are the bot's again, or nobody would ever answer them."""
+    told = story(
+        Route(name="person", when=When(keywords=["human"]), then=Then(sinks=["audit"], holder="audit")),
+        Route(name="bot", when=When(holders=["bot"]), then=Then(sinks=["bot"])),
+    )
+    told.writes("a", type="text", text={"body": "human"})
+    told.now += 1_000
+    assert told.customer.holder == "audit"
+    told.context = replace(told.context, sinks=frozenset({"bot"}))
+    assert [command.sink for command in told.writes("b") if isinstance(command, Deliver)] == ["bot"]
+
+
 def test_a_conversation_comes_back_and_counts_on() -> None:
     """Back at the bot it is not the epoch of before; to hand over to who holds it changes nothing."""
     told = story(

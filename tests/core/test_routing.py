@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from broker.core.hours import compile_hours
 from broker.core.patterns import MEMORY_BYTES_MAX, compile_pattern, found
-from broker.core.routing import NOWHERE, Case, compile_routes, explain, route
+from broker.core.routing import NOWHERE, Case, compile_routes, explain, route, routed
 from broker.core.view import View, view
 from broker.core.webhook import split
 from schemas.records import Item
@@ -75,9 +75,9 @@ def test_a_rule_that_goes_on_shares_and_each_sink_gets_it_once() -> None:
         ],
         {},
     )
-    routed = route(compiled, Case(sample("in_text"), first=False))
-    assert routed.sinks == ("a", "b", "c")
-    assert routed.rules == ("archive", "bot")
+    taken_by = route(compiled, Case(sample("in_text"), first=False))
+    assert taken_by.sinks == ("a", "b", "c")
+    assert taken_by.rules == ("archive", "bot")
 
 
 def test_all_that_a_rule_names_must_hold() -> None:
@@ -227,11 +227,11 @@ def test_of_several_rules_tags_add_up_and_the_first_word_counts() -> None:
         ],
         {},
     )
-    routed = route(compiled, Case(sample("in_text"), first=False))
-    assert (routed.rules, routed.sinks, routed.tags) == (("a", "b", "c"), ("s",), ("x", "y", "z"))
-    assert (routed.holder, routed.language) == ("desk", "pt-br")
-    assert routed.reply is not None
-    assert routed.reply.rule == "b"
+    taken_by = route(compiled, Case(sample("in_text"), first=False))
+    assert (taken_by.rules, taken_by.sinks, taken_by.tags) == (("a", "b", "c"), ("s",), ("x", "y", "z"))
+    assert (taken_by.holder, taken_by.language) == ("desk", "pt-br")
+    assert taken_by.reply is not None
+    assert taken_by.reply.rule == "b"
 
 
 def test_an_explanation_says_of_every_condition_what_it_found() -> None:
@@ -259,7 +259,7 @@ def test_any_webhook_can_be_looked_at(path: Path) -> None:
     )
     for keyed in split(path.read_bytes(), "brand", 0, {}).conversations:
         case = Case(keyed.item, first=True)
-        taken_by = route(compiled, case).rules
+        taken_by = routed(compiled, (), case).rules
         assert tuple(judged.rule.name for judged in explain(compiled, case) if judged.verdict == "taken") == taken_by
         view(keyed.item.body)
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import re
 import signal
+import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +17,7 @@ from typing import Any
 import pytest
 import tomlkit
 
+from broker.trial import prepare
 from tests.flow.trial import Trial
 
 SEEN_S_MAX = 15.0
@@ -37,6 +43,38 @@ def metric(trial: Trial, name: str) -> float:
     found = re.search(rf"^depesche_{name} (\S+)$", text, re.MULTILINE)
     assert found is not None, name
     return float(found[1])
+
+
+def test_a_terminal_that_is_closed_ends_what_was_started_in_it(trial: Trial) -> None:
+    """SIGHUP means two things; a trial whose window was closed must not live on with its ports."""
+    prepare(trial.folder, trial.ports)
+    words = [sys.executable, "-m", "broker.cli", "run", "--data", str(trial.folder)]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, words)
+    said = bytearray()
+    try:
+        os.set_blocking(terminal, False)
+        deadline = time.monotonic() + SEEN_S_MAX
+        while b"Depesche is running" not in said:
+            assert time.monotonic() < deadline, said.decode(errors="replace")
+            with contextlib.suppress(BlockingIOError):
+                said += os.read(terminal, 65_536)
+            time.sleep(0.02)
+        os.kill(child, signal.SIGHUP)  # by somebody else: the terminal is there
+        time.sleep(0.5)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        os.close(terminal)
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            assert time.monotonic() < deadline, "it lives on"
+            time.sleep(0.02)
+        child = 0
+        assert os.WIFEXITED(ended[1])
+        assert os.WEXITSTATUS(ended[1]) == 0
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def test_routes_are_taken_without_a_restart_and_a_wrong_file_changes_nothing(trial: Trial) -> None:
