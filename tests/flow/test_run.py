@@ -9,6 +9,8 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -99,6 +101,42 @@ def _begin_a_silent_call(trial: Trial) -> None:
     trial.sandbox("PUT", "faults/silence", {"rate": 1.0})
     trial.write("hello")
     trial.until(lambda: trial.sandbox("GET", "faults")["struck"]["silence"] > 0, ANSWER_S_MAX)
+
+
+def test_a_customer_s_picture_is_fetched_from_us_with_the_bot_s_own_key(trial: Trial) -> None:
+    """From the customer's phone to the bot's disk: the bot never learns where Meta is, nor Meta the bot's key."""
+    trial.start_and_wait()
+    picture = bytes(range(256)) * 400
+    place = f"/sandbox/media?number={ASSISTANT}&filename=a.png"
+    status, kept = trial.call(trial.ports.sandbox, "POST", place, picture, {"Content-Type": "image/png"})
+    assert status == 200
+    message = {"number": ASSISTANT, "person": ADA, "type": "image", "content": json.loads(kept)}
+    trial.sandbox("POST", "messages", message)
+    event = trial.until(lambda: _told(trial, "image"), ANSWER_S_MAX)
+    url = urlsplit(event["image"]["url"])
+    assert url.port == trial.ports.gateway
+    key = {"Authorization": "Bearer " + (trial.folder / "secrets" / "assistant-key").read_text().strip()}
+    assert trial.call(trial.ports.gateway, "GET", url.path, headers=key) == (200, picture)
+    assert trial.call(trial.ports.gateway, "GET", url.path)[0] == 401
+    status, node = trial.call(trial.ports.gateway, "GET", f"/v26.0/{event['image']['id']}", headers=key)
+    fresh = urlsplit(json.loads(node)["url"])
+    assert trial.call(trial.ports.gateway, "GET", fresh.path, headers=key) == (200, picture)
+
+
+def _told(trial: Trial, kind: str) -> Any:
+    """Return the message of a kind that the assistant was told of, None when there is none yet."""
+    for record in records(trial, "deliveries.assistant"):
+        for change in _changes(record):
+            for message in change["value"].get("messages", []):
+                if message["type"] == kind:
+                    return message
+    return None
+
+
+def _changes(record: Any) -> Iterator[Any]:
+    body = record["record"]["body"]
+    for entry in (json.loads(body) if isinstance(body, str) else body)["entry"]:
+        yield from entry["changes"]
 
 
 def test_the_admin_port_serves_probes_and_metrics_that_promtool_accepts(trial: Trial) -> None:
