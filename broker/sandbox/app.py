@@ -42,6 +42,9 @@ EVENTS_WAITING_MAX = 2_000
 
 HEARTBEAT_S = 15.0
 JOURNAL_ENTRIES_MAX = 5_000
+BACKLOG = 2_048
+"""Connections nobody has taken yet: with aiohttp's 128, a second of a busy loop looked like a Meta that is gone."""
+
 FREEZE_S_MAX = 600.0
 LOADS_MAX = 8
 """Loads of different names at once: a number of businesses, not of customers."""
@@ -146,7 +149,7 @@ class Sandbox:
                 self.platform.introduce(msgspec.structs.replace(person))
         self._runner = web.AppRunner(self.app(), access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self.settings.host, self.port).start()
+        await web.TCPSite(self._runner, self.settings.host, self.port, backlog=BACKLOG).start()
         self.port = self._runner.addresses[0][1]
         self.platform.base_url = f"http://{self.settings.host}:{self.port}"
         self.platform.start()

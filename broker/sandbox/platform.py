@@ -182,6 +182,8 @@ class Platform:
         self.windows = Windows()
         self._portfolios: dict[str, PortfolioLimit] = {}
         self._messages: OrderedDict[str, MessageRef] = OrderedDict()
+        self._unread: dict[tuple[str, str], dict[str, MessageRef]] = {}
+        """Delivered and not read yet, by number and person: a chat is opened often, and there are many messages."""
         self._media = Media()
         self._accounts = Accounts(self.people, self.windows, self.templates, rng)
         self._timers: dict[int, asyncio.TimerHandle] = {}
@@ -540,7 +542,7 @@ class Platform:
             return
         if status == "delivered" and not person.online:
             return
-        message.status = status
+        self._move(message, status)
         at = self.clock.now()
         self.journal.write(
             Ticked(
@@ -657,15 +659,7 @@ class Platform:
         person = self.people.get(person_id)
         if person is None or person.reads == "never" or not person.online:
             return 0
-        unread = [
-            message
-            for message in self._recent()
-            if message.outgoing
-            and message.number == number
-            and message.person == person_id
-            and message.status == "delivered"
-            and message.type != "reaction"
-        ]
+        unread = list(self._unread.get((number, person_id), {}).values())
         for message in unread:
             self._tick(message, "read")
         return len(unread)
@@ -864,7 +858,22 @@ class Platform:
     def _keep(self, message: MessageRef) -> None:
         self._messages[message.wamid] = message
         if len(self._messages) > MESSAGES_KEPT_MAX:
-            self._messages.popitem(last=False)
+            _, oldest = self._messages.popitem(last=False)
+            self._is_seen(oldest)
+
+    def _move(self, message: MessageRef, status: str) -> None:
+        message.status = status
+        if status == "delivered" and message.type != "reaction":
+            self._unread.setdefault((message.number, message.person), {})[message.wamid] = message
+        else:
+            self._is_seen(message)
+
+    def _is_seen(self, message: MessageRef) -> None:
+        chat = (message.number, message.person)
+        if unread := self._unread.get(chat):
+            unread.pop(message.wamid, None)
+            if not unread:
+                del self._unread[chat]
 
     def _soon(self, bounds_ms: tuple[int, int], what: Callable[[], None]) -> None:
         """Do something after a drawn time; while the platform does not run, keep it for its start."""
@@ -923,7 +932,7 @@ class Platform:
             case Called(accepted=True, kind="message") if entry.number in self.numbers:
                 self._remember_send(entry, shift_s)
             case Ticked() if entry.wamid in self._messages:
-                self._messages[entry.wamid].status = entry.status
+                self._move(self._messages[entry.wamid], entry.status)
             case Webhook() if entry.number in self.numbers:
                 unanswered[entry.seq] = entry
             case Posted() if entry.answer == 200 or entry.given_up:
