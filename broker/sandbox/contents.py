@@ -218,16 +218,25 @@ def _product_parameter(value: Any) -> None:
     identifier(value, "catalog_id")
 
 
+def _targets(value: Any) -> None:
+    for target in elements({"targets": value}, "targets", 0, ENTRIES_MAX):
+        target = is_object(target, "tap_target_configuration[]")
+        link(target, "url")
+        text(target, "title")
+
+
 PARAMETERS: dict[str, Callable[[Any], None]] = {
     "text": _filled_text,
     "currency": _names("fallback_value", "code"),
     "date_time": _names("fallback_value"),
     **FILES,
+    "gif": _media("gif", ("caption",)),
     "location": _location,
     "payload": _filled_text,
     "coupon_code": _words,
     "action": _names(),
     "limited_time_offer": _names(),
+    "tap_target_configuration": _targets,
     "product": _product_parameter,
 }
 
@@ -238,6 +247,7 @@ COMPONENTS: dict[str, Callable[[Json], None]] = {
     "carousel": _carousel_component,
     "limited_time_offer": _plain_component,
     "order_status": _plain_component,
+    "tap_target_configuration": _plain_component,
 }
 
 

@@ -28,6 +28,7 @@ from broker.core.message.shapes import (
     Object,
     Shape,
     Text,
+    Url,
     Variants,
     Wrong,
 )
@@ -39,6 +40,7 @@ def _parameter(**members: Shape) -> Object:
 
 
 _ID = Identifier(empty=True)
+_TARGET = Object({"url": Url(empty=True), "title": NAME})
 PARAMETER = Variants(
     "type",
     {
@@ -46,11 +48,13 @@ PARAMETER = Variants(
         "currency": _parameter(currency=Object({"fallback_value": NAME, "code": NAME, "amount_1000": Anything()})),
         "date_time": _parameter(date_time=Object({"fallback_value": NAME})),
         **{name: _parameter(**{name: shape}) for name, shape in FILES.items()},
+        "gif": _parameter(gif=FILES["video"]),
         "location": _parameter(location=LOCATION),
         "payload": _parameter(payload=Text(TEMPLATE_TEXT, empty=True)),
         "coupon_code": _parameter(coupon_code=NAME),
         "action": _parameter(action=Object({})),
         "limited_time_offer": _parameter(limited_time_offer=Object({"expiration_time_ms": Anything()})),
+        "tap_target_configuration": _parameter(tap_target_configuration=ListOf(_TARGET)),
         "product": _parameter(product=Object({"product_retailer_id": _ID, "catalog_id": _ID})),
     },
 )
@@ -68,6 +72,7 @@ COMPONENT = Variants(
         "carousel": Object({"cards": ListOf(_CARD, TEMPLATE_CARDS)}, needed=("cards",)),
         "limited_time_offer": Object(_PARAMETERS),
         "order_status": Object(_PARAMETERS),
+        "tap_target_configuration": Object(_PARAMETERS),
     },
 )
 
