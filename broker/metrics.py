@@ -79,6 +79,7 @@ routed = _counter("routed_total", "Inbound messages by the route that took them;
 auto_replies = _counter("auto_replies_total", "Replies of the broker's own that a route asked for", "route")
 statuses = _counter("statuses_total", "Statuses of messages, not counting duplicates: forwarded to whoever sent, routed by a rule, foreign (no rule takes them)", "result")
 sends_admitted = _counter("sends_admitted_total", "Send requests by admission", "result")
+customer_moves = _counter("customer_moves_total", "Steps of customers' moves from one key to another", "step")
 consent_changes = _counter("consent_changes_total", "Customers who said stop or resume to marketing", "change")
 # Sender
 sends = _counter("sends_total", "Final outcome, one per send", "lane", "outcome")

@@ -53,6 +53,7 @@ class Item(Struct, tag="item", frozen=True, omit_defaults=True):
     `body` is a whole POST body in Meta's shape that holds this item alone, with its own contact only: what a sink of
     kind `meta` receives. `dedupe` names the fact (meta-cloud-api.md 2.11), empty when it must not be deduplicated.
     `at` is Meta's timestamp, 0 when it has none. `send_id` is set when a status carries our own opaque data.
+    `previous_wa_id`, `previous_bsuid`: the ids a system message says its customer had until now.
     """
 
     kind: ItemKind
@@ -71,6 +72,8 @@ class Item(Struct, tag="item", frozen=True, omit_defaults=True):
     status: str = ""
     wamid: str = ""
     send_id: str = ""
+    previous_wa_id: str = ""
+    previous_bsuid: str = ""
 
 
 class SendRequest(Struct, tag="send", frozen=True, omit_defaults=True):
@@ -136,7 +139,44 @@ class DeliveryFailed(Struct, tag="undelivered", frozen=True, omit_defaults=True)
     at: int
 
 
-ConversationRecord = Item | SendRequest | SendOutcome | DeliveryFailed
+class Claim(Struct, tag="claim", frozen=True, omit_defaults=True):
+    """One key asks another for the person it knows: both name one person, who from now on lives at `by`.
+
+    On `conversations`, at the key that is asked. `move` orders moves: Meta's instant of what proves it (Unix ms).
+    `is_move`: a system message says that the person moved; else both ids were seen together. `bsuid`: of that person,
+    as the asked key may know it; "" when it was not said.
+    """
+
+    by: str
+    move: int
+    is_move: bool = False
+    bsuid: str = ""
+
+
+class Handover(Struct, tag="handover", frozen=True, omit_defaults=True):
+    """The answer to a claim, or (`is_return`) what a person left behind under a phone that is somebody else's now.
+
+    `state` is a packed customer, empty when nothing was known. `move` is the claim's.
+    """
+
+    source: str
+    move: int
+    state: bytes = b""
+    is_move: bool = False
+    is_return: bool = False
+
+
+class Forwarded(Struct, tag="forwarded", frozen=True, omit_defaults=True):
+    """A record on its way to where its person lives: `key` is where it came in, `hops` how often it was sent on, `move`
+    the instant at which its person came to the key it is sent to, 0 when that is not known."""
+
+    key: str
+    hops: int
+    record: bytes
+    move: int = 0
+
+
+ConversationRecord = Item | SendRequest | SendOutcome | DeliveryFailed | Claim | Handover | Forwarded
 
 
 class Ready(Struct, tag="ready", frozen=True, omit_defaults=True):

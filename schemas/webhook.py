@@ -28,7 +28,8 @@ class Contact(Struct):
 
 
 class Message(Struct):
-    """`messages[]`: what a user wrote, and system messages about a user. `system`: the old and new ids of one."""
+    """`messages[]`: what a user wrote, and system messages about a user. `system`: the old and new ids of one.
+    `contacts`: cards; a user who hides the phone may share it in one."""
 
     id: Any = None
     type: Any = None
@@ -38,6 +39,7 @@ class Message(Struct):
     from_parent_user_id: Any = None
     group_id: Any = None
     system: Any = None
+    contacts: Any = None
 
 
 class Echo(Struct):

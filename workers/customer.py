@@ -26,6 +26,7 @@ from broker.core.botview import BODY_BYTES_MAX
 from broker.core.customer import Command, Context, Deliver, Dispatch, Due, Event, Note, decide, heard_of, next_due
 from broker.core.customer_state import Customer, in_doubt, is_forgotten, pack, quieted, unpack
 from broker.core.deadlines import Deadlines
+from broker.core.moves import Append
 from broker.errors import LeaseRevoked, RecordTooLarge
 from broker.log.catalogue import CONVERSATIONS, CUSTOMER_STAGE, STATE, deliveries, sends
 from broker.log.contract import RECORD_BYTES_MAX, Draft, Entry, Lease, LeaseState, LogEngine, Membership, Step
@@ -133,18 +134,32 @@ class _Work:
         self.key = key
         self.packed = packed
         self.customer: Customer | None = unpack(packed) if packed is not None else None
-        self.events: list[Event] = []
+        self.events: list[tuple[Event, bool]] = []
         self.repacked: bytes | None = packed
 
 
 class _Batch:
     """What a step will hold, and what is to be done once it is durable."""
 
-    __slots__ = ("context", "dead", "derived", "due", "forgotten", "notes", "now", "postponed", "swept", "works")
+    __slots__ = (
+        "apart",
+        "context",
+        "dead",
+        "derived",
+        "due",
+        "forgotten",
+        "notes",
+        "now",
+        "postponed",
+        "swept",
+        "works",
+    )
 
-    def __init__(self, context: Context, now: int) -> None:
+    def __init__(self, context: Context, now: int, *, apart: bool = False) -> None:
         self.context = context
         self.now = now
+        self.apart = apart
+        """Whether what waited for a record goes back to the log, to be decided by itself."""
         self.works: dict[bytes, _Work] = {}
         self.derived: list[tuple[str, Draft]] = []
         self.notes: dict[tuple[str, str], int] = {}
@@ -227,14 +242,15 @@ class Household:
 
     # -- a step
 
-    async def _step(self, entries: Sequence[Entry]) -> None:
-        """Decide about a batch and commit it. When the engine finds a record too large, halve until it is alone."""
+    async def _step(self, entries: Sequence[Entry], *, apart: bool = False) -> None:
+        """Decide about a batch and commit it. When the engine finds a record too large, halve until it is alone; then
+        it may be one of those that waited for it, so these are decided apart."""
         with self._lease.working():
-            batch = await self._decide(entries)
+            batch = await self._decide(entries, apart=apart)
             try:
                 await self._commit(batch, entries)
             except RecordTooLarge as error:
-                if not entries:
+                if apart and not entries:
                     raise
                 refused = error
                 for key in batch.due:
@@ -246,13 +262,16 @@ class Household:
             await self._step(entries[:middle])
             await self._step(entries[middle:])
             return
+        if not apart:
+            await self._step(entries, apart=True)
+            return
         batch = _Batch(self._stage.context, self._clock.now())
         self._set_aside(entries[0], TOO_LARGE, str(refused), 1, batch, CUT_BYTES)
         await self._commit(batch, entries)
 
-    async def _decide(self, entries: Sequence[Entry]) -> _Batch:
+    async def _decide(self, entries: Sequence[Entry], *, apart: bool) -> _Batch:
         """Let every customer concerned decide, in memory. With no entries left, deadlines and silence are looked at."""
-        batch = _Batch(self._stage.context, self._clock.now())
+        batch = _Batch(self._stage.context, self._clock.now(), apart=apart)
         for number, entry in enumerate(entries):
             if number % YIELD_RECORDS == YIELD_RECORDS - 1:
                 await asyncio.sleep(0)
@@ -282,12 +301,16 @@ class Household:
             heard = heard_of(record)
             if heard is not None and heard[1] > self._heard.get(heard[0], 0):
                 self._heard[heard[0]] = heard[1]
+        apart = batch.apart
         while True:
             try:
-                customer, commands = decide(work.customer, work.key, record, batch.context, batch.now)
+                customer, commands = decide(work.customer, work.key, record, batch.context, batch.now, apart=apart)
                 derived = self._encoded(commands, entry.key, batch.now)
             except RecordTooLarge as error:
                 self._rewind(work, batch)
+                if not apart:
+                    apart = True
+                    continue
                 self._set_aside(entry, TOO_LARGE, str(error), 1, batch)
                 return
             except Exception as error:
@@ -298,7 +321,7 @@ class Household:
                     return
             else:
                 work.customer = customer
-                work.events.append(record)
+                work.events.append((record, apart))
                 derived.into(batch)
                 return
 
@@ -309,7 +332,7 @@ class Household:
             work = batch.works[key] = _Work(CustomerKey(key.decode()), self._customers.get(key))
         due = Due(self._heard)
         try:
-            customer, commands = decide(work.customer, work.key, due, batch.context, batch.now)
+            customer, commands = decide(work.customer, work.key, due, batch.context, batch.now, apart=batch.apart)
             derived = self._encoded(commands, key, batch.now)
         except Exception as error:
             self._rewind(work, batch)
@@ -317,15 +340,15 @@ class Household:
             batch.postponed[key] = batch.now + CRASHED_WAIT_MS
         else:
             work.customer = customer
-            work.events.append(due)
+            work.events.append((due, batch.apart))
             derived.into(batch)
 
     def _rewind(self, work: _Work, batch: _Batch) -> None:
         """Bring a customer back to where it was before a record crashed halfway: from what is committed, by the same
         events at the same instant. What they derived is in the batch already."""
         work.customer = unpack(work.packed) if work.packed is not None else None
-        for event in work.events:
-            work.customer, _ = decide(work.customer, work.key, event, batch.context, batch.now)
+        for event, apart in work.events:
+            work.customer, _ = decide(work.customer, work.key, event, batch.context, batch.now, apart=apart)
 
     def _encoded(self, commands: Sequence[Command], key: bytes, now: int) -> _Derived:
         """Encode what a decision wants. Raises `RecordTooLarge`."""
@@ -338,12 +361,15 @@ class Household:
             if type(command) is Deliver:
                 if len(command.event.body) > BODY_BYTES_MAX:
                     raise RecordTooLarge(f"a body of {len(command.event.body)} bytes; sinks take {BODY_BYTES_MAX}")
-                log, draft = deliveries_log(command.sink), Draft(key, encode(command.event))
+                log = deliveries_log(command.sink)
+                draft = Draft(command.event.customer.encode(), encode(command.event))
                 if log not in self._sinks:
                     derived.dead.append((log, UNKNOWN_SINK))
                     stray = Entry(log, -1, -1, key, draft.value or b"", now)
                     drafts.append(dead_letter(stray, NAME, UNKNOWN_SINK, "the sink is not configured", 1, now))
                     continue
+            elif type(command) is Append:
+                log, draft = CONVERSATIONS, Draft(command.key.encode(), encode(command.record))
             else:
                 assert type(command) is Dispatch
                 log, draft = _LANE_LOGS[command.record.lane], Draft(key, encode(command.record), command.slot)
@@ -459,6 +485,8 @@ def _counter(what: str, label: str) -> Counter:
             return metrics.sends_failed.labels(label)
         case "resolved":
             return metrics.unknown_resolved.labels(label)
+        case "moved":
+            return metrics.customer_moves.labels(label)
         case "consent":
             return metrics.consent_changes.labels(label)
         case "accepted_twice":

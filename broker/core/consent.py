@@ -33,10 +33,13 @@ _ASCII = re.compile("[a-z0-9]+")
 Scope = Literal["portfolio", "number"]
 """How far a stop reaches: to all numbers of the portfolio, or to the one it was said to."""
 
+SCOPES: tuple[Scope, ...] = ("portfolio", "number")
+
 
 class Change(Struct, array_like=True, gc=False, frozen=True):
     """One change: its instant (Unix ms, Meta's), the number it was said to, how it was said, and its proof: the id of
-    the message or fact. `source`: "preference", "word:<the word>", "error:131050"."""
+    the message or fact. `source`: "preference", "word:<the word>", "error:131050", "merged" (two
+    keys of one person disagreed)."""
 
     at: int
     stopped: bool

@@ -31,18 +31,22 @@ from broker.core.customer_state import (
     REPLIED_MAX,
     SEEN_EVERY_MS,
     STATUS_MARKS,
+    WINDOWS_MAX,
     Customer,
     Held,
     Known,
     Send,
+    pack,
     pack_send_id,
     pack_wamid,
+    unpack,
     unpack_send_id,
     unpack_wamid,
 )
 from broker.core.hours import compile_hours
 from broker.core.identity import address, is_customer, normalise_wa_id
 from broker.core.media_url import public_url_of
+from broker.core.moves import Append, Moved, Residence, next_look
 from broker.core.opaque import Opaque, derived_send_id, is_send_id, unwrap, wrap
 from broker.core.outcome import is_of_number, rule_of
 from broker.core.routing import BOT, Case, Routed, Rule, compile_routes, routed
@@ -66,9 +70,6 @@ from schemas.records import (
     encode,
 )
 from schemas.settings import Settings
-
-WINDOWS_MAX = 16
-"""Business numbers one customer wrote to; the window opened longest ago goes first."""
 
 WAITING_BYTES_MAX = 1_000_000
 """Payloads of one customer's waiting sends, written with every change of its state. One send of the gateway's limit
@@ -222,13 +223,13 @@ class Note(Struct, frozen=True, gc=False):
 
 
 NOTES: Final = (
-    "admitted", "routed", "replied", "duplicate", "status", "resolved", "accepted_twice", "consent", "failed",
+    "admitted", "routed", "replied", "duplicate", "status", "resolved", "accepted_twice", "consent", "failed", "moved",
 )  # fmt: skip
 """Admission; the route that took an item; the route whose own reply is to be sent; what dedupe removed, by kind; where
 a status went; how doubt ended; a second acceptance of one send; a customer who said stop or resume; the code of a
-message that failed after it was accepted."""
+message that failed after it was accepted; a step of a customer's move from one key to another (`moves.Moved`)."""
 
-Command = Dispatch | Deliver | Note
+Command = Dispatch | Deliver | Append | Note
 
 
 class Refusal(NamedTuple):
@@ -272,12 +273,13 @@ OUTCOME_UNKNOWN: Final = Refusal(
 
 
 def decide(
-    customer: Customer | None, key: CustomerKey, event: Event, context: Context, now: int
+    customer: Customer | None, key: CustomerKey, event: Event, context: Context, now: int, *, apart: bool = False
 ) -> tuple[Customer | None, list[Command]]:
     """Advance one customer by one event. The state given is used up: it may be changed in place and returned.
 
-    None is a customer nothing is known of; marks leave it so. Total: it raises for no record the log's types allow,
-    except that a send whose id is not of our making is a fault of ours (`ValueError`).
+    None is a customer nothing is known of; marks leave it so. `apart`: what waited for this event is not decided with
+    it but put on the log again, because what came of it together did not fit. Total: it raises for no record the
+    log's types allow, except that a send whose id is not of our making is a fault of ours (`ValueError`).
     """
     commands: list[Command] = []
     kind = type(event)
@@ -288,19 +290,61 @@ def decide(
         return customer, commands  # the delivery stage has set it aside and counted it
     if customer is None:
         customer = Customer()
-    turn = Turn(customer, key, context, now, commands)
+    if not is_customer(key):
+        _decide_here(Turn(customer, key, context, now, commands, key), event)
+        _see(customer, event, now)
+        return customer, commands
+    residence = Residence(customer, key, now, apart=apart)
+    if kind is Due:
+        residence.look()
+    else:
+        residence.take(event)  # type: ignore[arg-type]
+    while residence.arrivals:
+        arrival = residence.arrivals.popleft()
+        if residence.lets_in(arrival):
+            before = (pack(residence.customer), len(commands)) if arrival.was_parked else None
+            turn = Turn(residence.customer, key, context, now, commands, arrival.origin)
+            try:
+                _decide_here(turn, arrival.record)
+            except Exception:
+                if before is None:
+                    raise
+                residence.customer = unpack(before[0])
+                del commands[before[1] :]
+                residence.give_back(arrival)
+            else:
+                _see(residence.customer, arrival.record, now)
+        _tell(residence, commands)
+    _tell(residence, commands)
+    if kind is Due:
+        Turn(residence.customer, key, context, now, commands, key).due(event)  # type: ignore[arg-type]
+    return residence.customer, commands
+
+
+def _decide_here(turn: Turn, event: Event) -> None:
+    """Decide about a record of somebody who lives here."""
+    kind = type(event)
     if kind is Item:
         turn.item(event)  # type: ignore[arg-type]
     elif kind is SendRequest:
         turn.request(event)  # type: ignore[arg-type]
     elif kind is SendOutcome:
         turn.outcome(event)  # type: ignore[arg-type]
-    else:
+    elif kind is Due:
         turn.due(event)  # type: ignore[arg-type]
-        return customer, commands
-    if now >= customer.seen_at + SEEN_EVERY_MS:
+
+
+def _see(customer: Customer, event: Event, now: int) -> None:
+    if type(event) is not Due and now >= customer.seen_at + SEEN_EVERY_MS:
         customer.seen_at = now
-    return customer, commands
+
+
+def _tell(residence: Residence, commands: list[Command]) -> None:
+    """Take over what a residence wants done, in its place among what is decided."""
+    commands += (
+        Note("moved", command.what) if isinstance(command, Moved) else command for command in residence.commands
+    )
+    residence.commands.clear()
 
 
 def _mark(key: CustomerKey, request: SendRequest, context: Context, now: int, commands: list[Command]) -> None:
@@ -343,7 +387,8 @@ def next_due(customer: Customer, now: int) -> int:
     if customer.held:
         at = max(customer.held[0].until, now + 1)
         earliest = min(earliest, at) if earliest else at
-    return earliest
+    look_at = next_look(customer)
+    return min(earliest, look_at) if earliest and look_at else earliest or look_at
 
 
 def given_up_at(send: Send) -> int:
@@ -362,14 +407,16 @@ def heard_of(record: ConversationRecord) -> tuple[str, int] | None:
 
 
 class Turn:
-    """One decision at work: the state it changes and the commands it gives. Lives for one event."""
+    """One decision at work: the state it changes and the commands it gives. Lives for one event. `origin`: the key it
+    came in by, which is another one when its customer has moved."""
 
-    __slots__ = ("_commands", "_context", "_customer", "_key", "_now")
+    __slots__ = ("_commands", "_context", "_customer", "_key", "_now", "_origin")
 
     def __init__(
-        self, customer: Customer, key: CustomerKey, context: Context, now: int, commands: list[Command]
+        self, customer: Customer, key: CustomerKey, context: Context, now: int, commands: list[Command], origin: str
     ) -> None:
         self._customer = customer
+        self._origin = origin
         self._key = key
         self._context = context
         self._now = now
@@ -383,8 +430,8 @@ class Turn:
         at = item.at
         if customer.heard_at < at <= now + window.SKEW_MS_MAX:
             customer.heard_at = at
-        if item.bsuid and customer.bsuid != item.bsuid and is_customer(self._key):
-            customer.bsuid = item.bsuid
+        if not customer.bsuid and item.bsuid and self._key.endswith(f":{item.bsuid}"):
+            customer.bsuid = item.bsuid  # a phone's is `moves.py`'s
         if item.kind == "status" and (item.send_id or self._is_ours_after_all(item)):
             self._status(item)
             return
@@ -706,12 +753,16 @@ class Turn:
         self._dispatch(send, number, body)
         self._commands.append(Note("admitted", "admitted"))
 
+    def _order_key(self, send: Send | None = None) -> str:
+        """Return the key the logs keep this customer's order under: it does not change when they move."""
+        return (send.order_key if send is not None else "") or self._customer.order_key or self._key
+
     def _dispatch(self, send: Send, number: NumberFacts, body: bytes) -> None:
         ready = Ready(
             send_id=send.send_id,
             attempt=send.attempt,
             phone_number_id=send.phone_number_id,
-            customer=self._key,
+            customer=self._order_key(send),
             lane=LANE_OF[send.send_class],
             send_class=send.send_class,
             kind="message",
@@ -809,7 +860,7 @@ class Turn:
             return
         if known is None:
             own = send.own
-            if own is not None:
+            if own is not None and not send.order_key:  # who has moved has another key in the line, of another length
                 line = unwrap(wrap(SendId(send.send_id), Sink(send.sink), self._key, own))
                 own = None if line is not None and line.own_kept else own
             self._know(send.send_id, outcome.wamid, send.sink, own)
@@ -833,7 +884,7 @@ class Turn:
     def _doubt(self, outcome: SendOutcome, send: Send | None) -> None:
         """Nobody knows whether an attempt reached Meta. The sender holds the customer's lane until it is answered."""
         if send is None:
-            self._settle(outcome.phone_number_id, outcome.send_id, outcome.lane)
+            self._settle(outcome.phone_number_id, outcome.send_id, outcome.lane, self._origin)
             return
         if outcome.attempt < send.attempt or send.doubt_until:
             return  # the next attempt is on its way, or the doubt has its deadline
@@ -895,12 +946,12 @@ class Turn:
         if send.doubt_until:
             self._commands.append(Note("resolved", by))
         if send.doubt_until or overtaken:
-            self._settle(send.phone_number_id, send.send_id, LANE_OF[send.send_class])
+            self._settle(send.phone_number_id, send.send_id, LANE_OF[send.send_class], self._order_key(send))
 
-    def _settle(self, phone_number_id: str, send_id: str, lane: Lane) -> None:
+    def _settle(self, phone_number_id: str, send_id: str, lane: Lane, customer: str) -> None:
         number = self._context.numbers.get(phone_number_id)
         if number is not None:  # without a setting there is no sender that could hold anything
-            settle = Settle(send_id=send_id, phone_number_id=phone_number_id, customer=self._key, lane=lane)
+            settle = Settle(send_id=send_id, phone_number_id=phone_number_id, customer=customer, lane=lane)
             self._commands.append(Dispatch(number.slot, settle))
 
     # -- refusals
@@ -1091,7 +1142,7 @@ class Turn:
             delivery_id=delivery_id(fact, sink),
             kind=kind,
             phone_number_id=phone_number_id,
-            customer=self._key,
+            customer=self._order_key(),
             body=body,
             at=at or accepted_at,
             accepted_at=accepted_at,

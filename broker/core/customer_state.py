@@ -31,6 +31,9 @@ the two ids are (`core/idmap.py`): what a customer's tap or a bot's reply may st
 REPLIED_MAX = 4
 """The broker's own replies of which it is remembered that a customer had them; the one due again first goes first."""
 
+WINDOWS_MAX = 16
+"""Business numbers one customer wrote to; the window opened longest ago goes first."""
+
 KNOWN_QUIET_MAX = 4
 """Of a quiet customer: the last things said before the silence."""
 
@@ -62,6 +65,8 @@ class Send(Struct, array_like=True, gc=False):
     marketing: bool = False
     """Besides those of class "campaign", which always are."""
     edge: Edge = "messages"
+    order_key: str = ""
+    """What it was handed over under, where its customer has moved since."""
 
 
 class Known(Struct, array_like=True, gc=False, frozen=True):
@@ -82,6 +87,32 @@ class Held(Struct, array_like=True, gc=False, frozen=True):
     until: int = 0
     at: int = 0
     wamids: tuple[str, ...] = ()
+
+
+class Address(Struct, array_like=True, gc=False, frozen=True):
+    """Where somebody went who lived under this key: the key, the instant of the move, and the BSUIDs they had until
+    then, as far as they were known. `sends`: fingerprints of their sends not settled then: reports come here."""
+
+    to: str
+    move: int
+    bsuids: tuple[str, ...] = ()
+    sends: bytes = b""
+
+
+class Claiming(Struct, array_like=True):
+    """A question to another key that is not answered yet, and what arrived meanwhile, encoded as `Forwarded`.
+
+    `evicts`: whoever lives here seems to be another one than who moves in; they go when the answer is there, unless an
+    earlier move has taken them along by then. `bsuid`: of who moves in, "" when it was not said.
+    """
+
+    source: str
+    move: int
+    is_move: bool
+    asked_at: int
+    parked: list[bytes] = field(default_factory=list)
+    evicts: bool = False
+    bsuid: str = ""
 
 
 class Customer(Struct, array_like=True):
@@ -116,6 +147,17 @@ class Customer(Struct, array_like=True):
     """The two ids of sends that fell out of `known` (`core/idmap.py`)."""
     held: list[Held] = field(default_factory=list)
     """In the order in which sinks are to get it. Who makes one customer of two keeps both: nothing may be lost."""
+    addresses: list[Address] = field(default_factory=list)
+    """Where those went who lived under this key before, oldest move first (`core/moves.py`)."""
+    claim: Claiming | None = None
+    moved_at: int = 0
+    """The move by which the present customer came to this key; 0 for the first one."""
+    is_linked: bool = False
+    """Whether the BSUID's own key knows that its person lives here."""
+    former_bsuids: list[str] = field(default_factory=list)
+    """That this same person had before; Meta gives a new one with a new phone."""
+    order_key: str = ""
+    """Under which the logs keep this person's order, "" for the key itself: it stays what it was when they move."""
 
 
 pack = msgspec.msgpack.Encoder().encode
@@ -150,7 +192,8 @@ def in_doubt(customer: Customer) -> int:
 
 def quieted(customer: Customer, now: int) -> bool:
     """Leave out what nobody will ask for after so long a silence; False when there was nothing to leave out."""
-    if now - customer.seen_at <= QUIET_AFTER_MS + SEEN_EVERY_MS or customer.sends or customer.held:
+    is_busy = customer.sends or customer.held or customer.claim is not None
+    if now - customer.seen_at <= QUIET_AFTER_MS + SEEN_EVERY_MS or is_busy:
         return False
     replied = {mark: until for mark, until in customer.replied.items() if until > now}
     changes = consent.quieted(customer.consent) if customer.consent else customer.consent
@@ -172,6 +215,8 @@ def quieted(customer: Customer, now: int) -> bool:
 def is_forgotten(customer: Customer, now: int) -> bool:
     """Whether the customer was silent for long enough and there is nothing that must be remembered."""
     if now - customer.seen_at <= FORGOTTEN_AFTER_MS or customer.sends or customer.held:
+        return False
+    if customer.addresses or customer.claim is not None:
         return False
     return customer.epoch == 1 and not customer.language and not customer.consent
 

@@ -51,3 +51,15 @@ def added(ring: bytes, hashed: bytes, now: int, mark: int = 0) -> bytes:
         start += ENTRY_BYTES
     second = min(max(now // 1_000, 0), 0xFFFF_FFFF)
     return b"%b%b%b%c" % (ring[start:], hashed, second.to_bytes(4, "big"), mark)
+
+
+def merged(one: bytes, other: bytes) -> bytes:
+    """Return the ring of a person who was known under two keys: each fact once, with both marks, oldest first."""
+    entries: dict[bytes, tuple[bytes, int]] = {}
+    for ring in (one, other):
+        for at in range(0, len(ring), ENTRY_BYTES):
+            hashed, second, mark = ring[at : at + 8], ring[at + 8 : at + 12], ring[at + 12]
+            before = entries.get(hashed)
+            entries[hashed] = (second, mark) if before is None else (max(second, before[0]), mark | before[1])
+    ordered = sorted(entries.items(), key=lambda entry: entry[1][0])[-ENTRIES_MAX:]
+    return b"".join(b"%b%b%c" % (hashed, second, mark) for hashed, (second, mark) in ordered)

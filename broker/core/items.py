@@ -45,6 +45,8 @@ class Found(Struct):
     wamid: str = ""
     opaque: str = ""
     account: bool = False
+    previous_wa_id: str = ""
+    previous_bsuid: str = ""
 
 
 class Place(NamedTuple):
@@ -127,13 +129,49 @@ def read_message(message: Message, place: Place) -> Found | None:
         "",
         wamid,
     )
-    if found.message_type == "system" and not (found.wa_id or found.bsuid):
-        # The one who knows the customer is the owner of the old id; the new one stands in the body.
-        found.bsuid = member_text(message.system, "previous_user_id") or member_text(message.system, "user_id")
-        found.parent_bsuid = member_text(message.system, "previous_parent_user_id")
-        if not found.bsuid:
-            found.wa_id = member_text(message.system, "wa_id")
+    if found.message_type == "system":
+        _read_move(found, message.system)
+    elif found.message_type == "contacts" and not found.wa_id:
+        found.wa_id = _shared_phone(message.contacts)
     return found
+
+
+MOVES: Final = frozenset(("user_changed_number", "user_changed_user_id", "customer_changed_number"))
+"""Types of a system message by which a person gets another phone or BSUID; the last one is the name of old. Any other
+(`customer_identity_changed`: a new device) changes nobody's id."""
+
+
+def _read_move(found: Found, system: Any) -> None:
+    """A system message belongs to the id its person has from now on: that one asks the old one for what it knows."""
+    new_wa_id = member_text(system, "wa_id") or member_text(system, "new_wa_id")
+    new_bsuid, old_bsuid = member_text(system, "user_id"), member_text(system, "previous_user_id")
+    if member_text(system, "type") not in MOVES:
+        found.wa_id = found.wa_id or ("" if found.bsuid else new_wa_id)
+        found.bsuid = found.bsuid or ("" if found.wa_id else new_bsuid or old_bsuid)
+        return
+    if new_wa_id and not same_phone(new_wa_id, found.wa_id):
+        found.previous_wa_id, found.wa_id = found.wa_id, new_wa_id
+    if new_bsuid != old_bsuid:
+        found.previous_bsuid = old_bsuid
+    found.bsuid = new_bsuid
+    found.parent_bsuid = member_text(system, "parent_user_id") or found.parent_bsuid
+    if not (found.wa_id or found.bsuid):
+        found.bsuid, found.previous_bsuid = old_bsuid, ""
+
+
+def _shared_phone(contacts: Any) -> str:
+    """The phone somebody without one shared when they were asked for it: theirs, as Meta says by `origin`; "" when the
+    card does not name exactly one."""
+    phones: dict[str, None] = {}
+    for contact in contacts if type(contacts) is list else ():
+        if member_text(contact, "origin") != "contact_request":
+            continue
+        listed = contact.get("phones")
+        for phone in listed if type(listed) is list else ():
+            wa_id = normalise_wa_id(member_text(phone, "wa_id"))
+            if wa_id:
+                phones[wa_id] = None
+    return next(iter(phones)) if len(phones) == 1 else ""
 
 
 def _read_echo(raw: Raw, place: Place) -> Found | None:

@@ -554,6 +554,8 @@ def _keyed(
         found.status,
         found.wamid,
         send_id,
+        found.previous_wa_id,
+        found.previous_bsuid,
     )
     return Keyed(_key_bytes(key), item)
 

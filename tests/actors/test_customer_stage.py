@@ -443,7 +443,7 @@ async def test_metrics_of_what_is_held_go_back_when_it_is_let_go(rig: Rig) -> No
     stage = await rig.stage()
     await rig.say(message("a", now), request("one", now), outcome("one", "in_doubt", now))
     await rig.until("sends.reply", 1)
-    assert value_of(metrics.actors_live.labels("customer")) == live + 1
+    assert value_of(metrics.actors_live.labels("customer")) == live + 2, "and their BSUID's address"
     assert value_of(metrics.sends_unknown) == unknown + 1
     await stage.stop()
     assert value_of(metrics.actors_live.labels("customer")) == live

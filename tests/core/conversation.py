@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from broker.core.customer import Command, Deliver, Dispatch, Due, Event, Note, context_of, decide
 from broker.core.customer_state import Customer, pack, unpack
+from broker.core.moves import Append
 from broker.core.opaque import derived_send_id, unwrap, wrap
 from broker.core.webhook import split
 from schemas.ids import CustomerKey, SendId, Sink
-from schemas.records import Item, Ready, SendClass, SendOutcome, SendRequest, Settle
+from schemas.records import Claim, Handover, Item, Ready, SendClass, SendOutcome, SendRequest, Settle
 from schemas.settings import CustomerSettings, Number, Route, SecretSource, Settings, SinkSettings, Then, When
 
 NUMBER = "106540352242922"
@@ -191,13 +192,22 @@ class Story:
         return unpack(self.packed) if self.packed is not None else Customer()
 
     def take(self, event: Event, after_ms: int = 0) -> list[Command]:
-        """Let some time pass and decide about a record."""
+        """Let some time pass and decide about a record. Other keys know nothing of them, and say so at once."""
         self.now += after_ms
-        customer = unpack(self.packed) if self.packed is not None else None
-        customer, self.commands = decide(customer, self.key, event, self.context, self.now)
-        self.packed = pack(customer) if customer is not None else None
+        self.commands = self._decide(event)
+        for command in list(self.commands):
+            if isinstance(command, Append) and isinstance(command.record, Claim):
+                self.commands += self._decide(
+                    Handover(command.key, command.record.move, is_move=command.record.is_move)
+                )
         self.told += self.commands
         return self.commands
+
+    def _decide(self, event: Event) -> list[Command]:
+        customer = unpack(self.packed) if self.packed is not None else None
+        customer, commands = decide(customer, self.key, event, self.context, self.now)
+        self.packed = pack(customer) if customer is not None else None
+        return commands
 
     def due(self, after_ms: int = 0) -> list[Command]:
         """Let some time pass and look again."""

@@ -115,7 +115,7 @@ def test_only_the_first_message_to_a_number_is_the_first() -> None:
 def test_what_no_rule_takes_is_counted() -> None:
     """Nothing is dropped in silence."""
     story = Story(context_of(Settings(numbers=SETTINGS.numbers)))
-    assert notes(story.writes()) == [("routed", "none")]
+    assert notes(story.writes())[-1] == ("routed", "none")
 
 
 def test_a_status_of_somebody_elses_send_goes_where_it_is_named() -> None:
