@@ -111,7 +111,8 @@ _PATH = re.compile(
     r"/(?:(v[0-9]{1,3}(?:\.[0-9]{1,3})?)(?:/|$))?(?:([A-Za-z0-9_-]{1,64})((?:/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}){0,2}))?/?"
 )
 _DOWNLOAD = re.compile(r"/media/([0-9]{1,32})/([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+)")
-_LISTED = re.compile(r"(GET|POST|DELETE) (number|waba)/([a-z_]{1,64}(?:/(?:[a-z_]{1,64}|\*))?)")
+_LISTED = re.compile(r"(?=GET |\w+ \w+/\w)(GET|POST|DELETE) (number|waba)/((?:[a-z_]{1,64}(?:/(?:[a-z_]{1,64}|\*))?)?)")
+"""Only read may an object itself be: what is posted to it sets its webhooks."""
 _FIELDS = re.compile(r"[A-Za-z0-9_, ]{0,2000}")
 
 
@@ -226,11 +227,20 @@ def clean_query(query: str) -> str | Refusal:
     for name, value in pairs:
         if _plain(name) in _CREDENTIALS:
             continue
+        if _plain(name) == "fields":
+            value = _without_webhooks(value)
         refusal = _refusal(name, value)
         if refusal is not None:
             return refusal
         kept.append((name, value))
     return urlencode(kept)
+
+
+def _without_webhooks(fields: str) -> str:
+    """Leave a webhook configuration out of what is asked for. Libraries ask for every field of a number; who asks for
+    nothing else is refused."""
+    kept = [field for field in fields.split(",") if not _speaks_of_webhooks(field)]
+    return ",".join(kept) if kept and _FIELDS.fullmatch(fields) else fields
 
 
 def clean_body(body: bytes, content_type: str) -> tuple[bytes, str] | Refusal:

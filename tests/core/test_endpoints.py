@@ -115,13 +115,14 @@ def test_what_takes_webhooks_away_or_opens_an_account_is_refused_whatever_the_se
 def test_the_table_says_what_is_served_and_the_settings_add_to_it() -> None:
     """An operator widens it by name; nothing is there by accident."""
     endpoints = Endpoints(
-        listed(["GET number/settings", "DELETE number/message_qrdls/*", "POST waba/message_templates"])
+        listed(["GET number/settings", "DELETE number/message_qrdls/*", "POST waba/message_templates", "GET waba/"])
     )
     assert endpoints.find("POST", "number", "messages") is MESSAGES
     added: list[tuple[str, Scope, str]] = [
         ("GET", "number", "settings"),
         ("DELETE", "number", "message_qrdls/AB1"),
         ("POST", "waba", "message_templates"),
+        ("GET", "waba", ""),
     ]
     for method, scope, edge in added:
         found = endpoints.find(method, scope, edge)
@@ -136,7 +137,7 @@ def test_the_table_says_what_is_served_and_the_settings_add_to_it() -> None:
         ("DELETE", "number", "message_qrdls/A/B"),
         ("POST", "waba", "messages"),
         ("GET", "number", "message_templates"),
-        ("GET", "waba", ""),
+        ("POST", "waba", ""),
     ]
     for method, scope, edge in closed:
         assert endpoints.find(method, scope, edge) is None
@@ -150,6 +151,8 @@ def test_the_table_says_what_is_served_and_the_settings_add_to_it() -> None:
         ("PUT number/settings", "must be like"),
         ("GET flow/assets", "must be like"),
         ("POST number/", "must be like"),
+        ("DELETE waba/", "must be like"),
+        ("GET waba/ ", "must be like"),
         ("GET number/../x", "must be like"),
         ("POST waba/subscribed_apps", "is never passed on"),
         ("POST number/register", "is never passed on"),
@@ -167,7 +170,9 @@ def test_the_settings_cannot_open_what_is_never_open(entry: str, said: str) -> N
     [
         ("limit=25&after=abc&name=order%20update", ""),
         ("fields=name,status,category", ""),
-        ("fields=name,webhook_configuration", WEBHOOKS),
+        ("fields=webhook_configuration", WEBHOOKS),
+        ("fields=webhook_configuration,Webhook_Configuration", WEBHOOKS),
+        ("fields=name,webhook_configuration{application}", NESTED),
         ("fields=verified_name,whatsapp_business_account{subscribed_apps}", NESTED),
         ("fields=a(b)", NESTED),
         ("override_callback_uri=https://evil.example", WEBHOOKS),
@@ -189,6 +194,11 @@ def test_the_settings_cannot_open_what_is_never_open(entry: str, said: str) -> N
 def test_a_query_is_read_as_leniently_as_graph_may_read_it(query: str, reason: str) -> None:
     """Graph takes parameters in any spelling a server in PHP's tradition does; so must whoever looks for them."""
     assert reason_of(clean_query(query)) == reason
+
+
+def test_a_library_that_asks_for_every_field_gets_all_others() -> None:
+    """pywa asks for 29 fields of a number, the webhook configuration among them, and can do without any."""
+    assert clean_query("fields=id,webhook_configuration,status") == "fields=id%2Cstatus"
 
 
 @pytest.mark.parametrize("name", ["access_token", "Access_Token", "access.token", "appsecret_proof", "access_token[0]"])
