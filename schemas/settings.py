@@ -241,9 +241,10 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     "POST waba/message_templates". What takes webhooks away or unregisters a number is refused here, too."""
     graph_timeout_s: float = 30.0
     """Of a call passed on to Graph, from its first byte to the end of its answer."""
-    graph_in_flight_max: int = 64
-    """Calls passed on, uploads and downloads under way at once, over all keys; beyond it 503. Each holds a connection
-    and up to 256 kB. A quarter of them at most are one key's, so that no bot keeps the others out."""
+    graph_in_flight_max: int = 256
+    """Calls passed on, uploads and downloads under way at once, over all keys; beyond it a call waits 3 s, then 503.
+    Each holds two connections and up to 256 kB. Half of them at most are one key's, so that no bot keeps the others
+    out."""
     media_bytes_max: int = 101 * 1024 * 1024
     """Of an upload or download: Meta takes documents up to 100 MB."""
     media_timeout_s: float = 300.0

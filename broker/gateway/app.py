@@ -6,8 +6,8 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 from aiohttp import web
@@ -295,7 +295,7 @@ class Gateway:
             return self._forbid(cleaned)
         if call.secret in query or call.secret.encode() in cleaned[0]:
             return self._refuse(400, error_of(INVALID, "The key itself stands in what would go to Meta."), "refused")
-        with self.place(call) as room:
+        async with self.place(call) as room:
             if not room:
                 return self.unread(503)
             if call.endpoint is MEDIUM:
@@ -314,13 +314,14 @@ class Gateway:
         """Answer an upload or a download. Never raises."""
         response: web.StreamResponse | None = None
         media = self._media
-        with self.working(), self.place(call) as room:
-            if not room or media is None:
-                answer = self.unread(503)
-            elif call.endpoint is UPLOAD:
-                answer = await media.upload(call.phone_number_id, request, call.target.version, call.secret)
-            else:
-                response, answer = await media.download(call.target, call.phone_number_id, request)
+        with self.working():
+            async with self.place(call) as room:
+                if not room or media is None:
+                    answer = self.unread(503)
+                elif call.endpoint is UPLOAD:
+                    answer = await media.upload(call.phone_number_id, request, call.target.version, call.secret)
+                else:
+                    response, answer = await media.download(call.target, call.phone_number_id, request)
         self.count(answer, began)
         return answer if response is None else response
 
@@ -336,11 +337,11 @@ class Gateway:
             if not self._under_way:
                 self._idle.set()
 
-    @contextmanager
-    def place(self, call: Call) -> Iterator[bool]:
+    @asynccontextmanager
+    async def place(self, call: Call) -> AsyncIterator[bool]:
         """Take a place among the calls to Graph, if there is one."""
         graph = self._graph
-        if graph is None or not graph.enter(call.key.name):
+        if graph is None or not await graph.enter(call.key.name):
             yield False
             return
         try:

@@ -6,8 +6,10 @@ answer is made anew, too: a few headers, and a body in which the token does not 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Mapping
 from typing import Final
 
@@ -33,8 +35,12 @@ KEEPALIVE_S = 25.0
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 """A page of 250 templates has some hundred kilobytes."""
 CHUNK_BYTES = 64 * 1024
-KEY_SHARE = 4
-"""One key may have a quarter of all calls under way."""
+KEY_SHARE = 2
+"""One key may have half of all calls under way."""
+PLACE_S_MAX = 3.0
+"""A call waits so long for a place: bots come in bursts, and their clients give up after 5 s."""
+WAITING_MAX = 1_000
+"""Calls that wait; each holds a connection and a body read or not yet read."""
 
 HEADERS_PASSED: Final = (
     "Content-Type",
@@ -84,6 +90,7 @@ class Passthrough:
         self._session: aiohttp.ClientSession | None = None
         self._under_way: dict[str, int] = {}
         self._count = 0
+        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
 
     def use_tokens(self, tokens: Mapping[str, Secret]) -> None:
         """Call with other tokens of the same numbers from now on. Urls of media signed before end with the old ones."""
@@ -119,22 +126,50 @@ class Passthrough:
         """Return a number's token."""
         return self._tokens[phone_number_id].reveal()
 
-    def enter(self, key_name: str) -> bool:
-        """Take a place for one call of a key's; False when there is none. `leave` gives it back."""
-        most = self.settings.gateway.graph_in_flight_max
-        mine = self._under_way.get(key_name, 0)
-        if self._count >= most or mine >= max(1, most // KEY_SHARE):
+    async def enter(self, key_name: str) -> bool:
+        """Take a place for one call of a key's, waiting a little; False when there is none. `leave` gives it back."""
+        if self._has_room(key_name):  # whoever waits, waits for want of it
+            self._take(key_name)
+            return True
+        if len(self._waiting) >= WAITING_MAX:
             return False
-        self._under_way[key_name] = mine + 1
-        self._count += 1
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((key_name, granted))
+        try:
+            async with asyncio.timeout(PLACE_S_MAX):
+                await asyncio.shield(granted)
+        except TimeoutError:
+            if not granted.done():
+                self._waiting.remove((key_name, granted))
+                return False
+        except asyncio.CancelledError:
+            if granted.done():
+                self.leave(key_name)
+            else:
+                self._waiting.remove((key_name, granted))
+            raise
         return True
 
     def leave(self, key_name: str) -> None:
-        """Give a place back."""
+        """Give a place back; the first who waits and may have it gets it."""
         self._count -= 1
         self._under_way[key_name] -= 1
         if not self._under_way[key_name]:
             del self._under_way[key_name]
+        for waiter in self._waiting:
+            if self._has_room(waiter[0]):
+                self._waiting.remove(waiter)
+                self._take(waiter[0])
+                waiter[1].set_result(None)
+                return
+
+    def _has_room(self, key_name: str) -> bool:
+        most = self.settings.gateway.graph_in_flight_max
+        return self._count < most and self._under_way.get(key_name, 0) < max(1, most // KEY_SHARE)
+
+    def _take(self, key_name: str) -> None:
+        self._under_way[key_name] = self._under_way.get(key_name, 0) + 1
+        self._count += 1
 
     async def pass_on(
         self, endpoint: Endpoint, target: Target, phone_number_id: str, query: str, body: bytes, content_type: str
