@@ -50,6 +50,10 @@ UNKNOWN_SINK = "unknown_sink"
 YIELD_RECORDS = 200
 """Records decided between two turns of the event loop: 3 ms, which another stage's permit can wait."""
 
+YIELD_S = 0.01
+"""Or sooner, when they take long: an operator's worst pattern over a customer's longest text takes 100 ms, and two
+hundred of them would cost every lease of the process."""
+
 RESTORE_YIELD_RECORDS = 2_000
 
 REVOKED_WAIT_S = 0.05
@@ -272,9 +276,12 @@ class Household:
     async def _decide(self, entries: Sequence[Entry], *, apart: bool) -> _Batch:
         """Let every customer concerned decide, in memory. With no entries left, deadlines and silence are looked at."""
         batch = _Batch(self._stage.context, self._clock.now(), apart=apart)
+        monotonic = self._clock.monotonic
+        yield_at = monotonic() + YIELD_S
         for number, entry in enumerate(entries):
-            if number % YIELD_RECORDS == YIELD_RECORDS - 1:
+            if number % YIELD_RECORDS == YIELD_RECORDS - 1 or monotonic() > yield_at:
                 await asyncio.sleep(0)
+                yield_at = monotonic() + YIELD_S
             self._handle(entry, batch)
         if self._lease.state is LeaseState.HELD:
             batch.due = self._deadlines.take_due(batch.now, self._limits.records_max)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from broker import metrics
 from broker.core.botview import BODY_BYTES_MAX
@@ -41,7 +42,7 @@ from schemas.records import (
     decode_sends,
     encode,
 )
-from schemas.settings import CustomerSettings, DoubtSettings, LogSettings, Settings
+from schemas.settings import CustomerSettings, DoubtSettings, LogSettings, Route, Settings, Then, When
 from tests.contract.embedded_harness import JumpingClock
 from tests.core.conversation import KEY, NUMBER, SETTINGS, message, outcome, request, send_id, status
 from workers.customer import CustomerStage, StageLimits
@@ -448,3 +449,40 @@ async def test_metrics_of_what_is_held_go_back_when_it_is_let_go(rig: Rig) -> No
     await stage.stop()
     assert value_of(metrics.actors_live.labels("customer")) == live
     assert value_of(metrics.sends_unknown) == unknown
+
+
+async def test_routes_that_changed_are_decided_by_from_the_next_batch_on(rig: Rig) -> None:
+    """Without a restart, and with all that is remembered: what came twice is still taken once."""
+    stage = await rig.stage()
+    first = message("first", rig.clock.now())
+    await rig.say(first)
+    await rig.until(deliveries("bot"), 1, settle_s=0.0)
+    everything = Route(name="everything", then=Then(sinks=["audit"]))
+    stage.adopt(context_of(replace(QUICK, routes=[everything])))
+    await rig.say(first, message("second", rig.clock.now()))
+    (entry,) = await rig.until(deliveries("audit"), 1)
+    assert b"wamid" in decode_delivery(entry.value).body
+    assert len(await rig.everything(deliveries("bot"))) == 1
+
+
+async def test_the_worst_pattern_holds_up_its_partition_and_nothing_else(rig: Rig) -> None:
+    """A process has leases to renew and other stages to run, whatever an operator asks of whatever a customer wrote."""
+    stage = await rig.stage()
+    slow = Route(name="slow", when=When(regex="(?:a?){1000}a{1000}b"), then=Then(sinks=["audit"]))
+    stage.adopt(context_of(replace(QUICK, routes=[slow, *QUICK.routes])))
+    text: dict[str, Any] = {"type": "text", "text": {"body": "a" * 4_095}}
+    gaps: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            began = asyncio.get_running_loop().time()
+            await asyncio.sleep(0.005)
+            gaps.append(asyncio.get_running_loop().time() - began)
+
+    ticking = asyncio.create_task(tick())
+    await rig.say(*(message(f"m{number}", rig.clock.now(), **text) for number in range(15)))
+    await rig.until(deliveries("bot"), 15, settle_s=0.0)
+    ticking.cancel()
+    slow_gaps = [gap for gap in gaps if gap > 0.02]
+    assert len(slow_gaps) >= 4, "a timer and its task take three turns of the loop, and a turn is one message"
+    assert max(slow_gaps) < sum(slow_gaps) / 2

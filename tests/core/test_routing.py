@@ -156,6 +156,8 @@ def test_a_regex_cannot_stop_a_partition() -> None:
     assert time.process_time() - began < 2.0
     with pytest.raises(ValueError, match=r"too large|repetition size"):
         compile_pattern(r"((\pL{30}){30})|" * 40)
+    with pytest.raises(ValueError, match="repeats too much: 15305 instructions, at most 10000"):
+        compile_pattern(r"(?:.?){900}.{900}b")
     assert MEMORY_BYTES_MAX * 1_000 <= 2**30, "a thousand rules fit into a process"
 
 
