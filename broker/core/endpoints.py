@@ -9,7 +9,7 @@ broker's webhooks away, unregister a number, or hide another call inside a harml
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -340,12 +340,8 @@ def for_bot(body: bytes, public_url: str, token: str) -> Answered | None:
         tree = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    code = 0
     if isinstance(tree, dict):
         members = msgspec.json.decode(body, type=dict[str, Raw])
-        error = tree.get("error")
-        if isinstance(error, dict) and isinstance(error.get("code"), int):
-            code = error["code"]
         changed = False
         for name in list(members):
             if _speaks_of_webhooks(name):
@@ -361,7 +357,21 @@ def for_bot(body: bytes, public_url: str, token: str) -> Answered | None:
             changed = True
         if changed:
             body = object_bytes(members)
-    return Answered(without_token(body, token), code)
+    return Answered(without_token(body, token), _code(tree))
+
+
+def error_code(body: bytes) -> int:
+    """Return the code of the error in an answer of Graph's, 0 when there is none to be read."""
+    try:
+        return _code(msgspec.json.decode(body))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+
+
+def _code(tree: Any) -> int:
+    error = tree.get("error") if isinstance(tree, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) else 0
 
 
 def without_token(text: bytes, token: str) -> bytes:
@@ -378,13 +388,3 @@ def _our_link(link: str, public_url: str) -> str:
     path, _, query = path.partition("?")
     kept = [(name, value) for name, value in parse_qsl(query) if _plain(name) not in _CREDENTIALS]
     return f"{public_url}/{path}" + (f"?{urlencode(kept)}" if kept else "")
-
-
-def field_of(body: bytes, name: str) -> str:
-    """Return a string member of a JSON object, or ""."""
-    try:
-        tree: Mapping[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
-    value = tree.get(name)
-    return value if isinstance(value, str) else ""

@@ -23,7 +23,7 @@ from msgspec import Raw
 from yarl import URL
 
 from broker import metrics
-from broker.core.endpoints import DOWNLOAD, MEDIUM, MEDIUM_DELETE, UPLOAD, Target, clean_query
+from broker.core.endpoints import DOWNLOAD, MEDIUM, MEDIUM_DELETE, UPLOAD, Target, clean_query, error_code
 from broker.core.envelope import object_bytes
 from broker.core.media_url import from_ours, is_metas, media_secret, to_ours
 from broker.core.message import INVALID, error_of
@@ -142,8 +142,8 @@ class Media:
             if members is not None:
                 self._note(target.node, number)
                 return number, exchange, members
-            if exchange.status >= 500 or exchange.status in (401, 429):
-                last = self._graph.answer(MEDIUM.name, exchange, number)
+            if exchange.status >= 300 and error_code(exchange.body) != INVALID:
+                last = self._graph.answer(MEDIUM.name, exchange, number)  # no word about the id: a throttle, a failure
         return last or self._not_found(target.node)
 
     async def _node(self, target: Target, number: str) -> Exchange:
@@ -244,7 +244,7 @@ class Media:
             async with asyncio.timeout(self._settings.graph_timeout_s):
                 url = medium.url if self._is_metas(medium.url) else ""
                 response = await self._open(url, number, request) if url else None
-                if medium.media_id and (response is None or response.status in (401, 403, 404, 410)):
+                if medium.media_id and (response is None or (400 <= response.status < 500 and response.status != 416)):
                     if response is not None:
                         response.close()
                     fresh = await self._fresh(medium.media_id, number)

@@ -274,9 +274,12 @@ async def test_an_id_that_is_no_medium_s_is_neither_shown_nor_deleted(graph: Els
 async def test_a_url_of_ours_outlives_meta_s(bot: Bot, meta: Sandbox) -> None:
     """Meta's is good for 5 minutes; an event may wait an hour for its bot."""
     media_id = await bot.upload()
+    url = (await bot.call("GET", f"/{media_id}"))[1]["url"]
     old = f"{meta.platform.base_url}/sandbox/media/{media_id}?ext=1"
     assert (await bot.fetch(to_ours(old, media_id, NUMBER, bot.url, media_secret(TOKEN))))[1] == PICTURE
     assert (await bot.fetch(to_ours("", media_id, NUMBER, bot.url, media_secret(TOKEN))))[1] == PICTURE
+    await bot.call("DELETE", f"/{media_id}")
+    assert json.loads((await bot.fetch(url))[1])["error"]["code"] == 100
 
 
 async def test_meta_s_token_is_shown_to_meta_alone(graph: Elsewhere, tmp_path: Path) -> None:
@@ -559,7 +562,8 @@ async def test_that_meta_refuses_our_token_is_not_the_bot_s_fault(graph: Elsewhe
             graph.says(body, status)
             assert code_of(await bot.call("GET", f"/{NUMBER}")) == (503, 131016)
         graph.says({"error": {"code": 80007, "message": "slow down"}}, 400, **{"Retry-After": "7"})
-        assert code_of(await bot.call("GET", f"/{NUMBER}")) == (400, 80007)
+        for node in (NUMBER, "4711"):
+            assert code_of(await bot.call("GET", f"/{node}")) == (400, 80007)
 
 
 async def test_a_graph_that_fails_is_said_in_graph_s_shape(graph: Elsewhere, tmp_path: Path) -> None:
@@ -585,7 +589,9 @@ async def test_a_graph_that_fails_is_said_in_graph_s_shape(graph: Elsewhere, tmp
 async def test_one_key_does_not_keep_the_others_out(
     graph: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bot whose calls hang has half of the places, whatever it does. What waits in vain is told so; the rest goes on."""
+    """A bot whose calls hang has half of the places, whatever it does.
+
+    What waits in vain is told so; the rest goes on."""
     go = asyncio.Event()
 
     async def held(request: web.BaseRequest) -> web.StreamResponse:
