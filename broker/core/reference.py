@@ -1,4 +1,4 @@
-"""Sends that speak of other messages: a reply's context, a reaction. A bot knows its sends by our ids, Meta by its own.
+"""Sends that speak of others: a reply's context, a reaction, a pin. A bot knows its sends by our ids, Meta by its own.
 
 On the way out our ids become wamids and our opaque line is put in; members that are not touched keep their place and
 their bytes. The way in is `broker.core.botview`.
@@ -15,7 +15,8 @@ from msgspec import Raw
 from broker.core.opaque import is_send_id
 from broker.core.status import OPAQUE
 
-_PLACES = (("context", "message_id"), ("reaction", "message_id"))
+_PLACES = (("context", "message_id"), ("reaction", "message_id"), ("pin", "message_id"))
+"""Not any `message_id`: in what a bot gives along with a flow, it is the bot's own."""
 
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _string = msgspec.json.Decoder(str).decode

@@ -109,10 +109,11 @@ def test_a_body_that_speaks_of_strangers_stays_to_the_byte(value: Any, spelling:
     assert with_our_urls(body, lambda url, media_id: "") == body
 
 
-@given(st.sampled_from(list(OURS)), st.sampled_from(["context", "reaction"]), values)
+@given(st.sampled_from(list(OURS)), st.sampled_from(["context", "reaction", "pin"]), values)
 def test_what_is_said_in_our_ids_goes_back_in_metas(wamid: str, member: str, beside: Any) -> None:
     """In and out are each other's inverse: a bot quotes what it was told, and Meta reads what it wrote."""
-    inbound = {"messages": [{"context": {"id": wamid}, "reaction": {"message_id": wamid}, "x": beside}]}
+    said_so = {"context": {"id": wamid}, "reaction": {"message_id": wamid}, "pin": {"message_id": wamid}}
+    inbound = {"messages": [{**said_so, "x": beside}]}
     said = json.loads(with_our_ids(spelled(inbound, "compact"), our_id))["messages"][0][member]
     ours = said["id" if member == "context" else "message_id"]
     assert ours == OURS[wamid]
@@ -124,6 +125,17 @@ def test_what_is_said_in_our_ids_goes_back_in_metas(wamid: str, member: str, bes
     sent = json.loads(for_graph(body, "line", {ours: wamid}))
     assert sent[member] == {"message_id": wamid}
     assert sent["x"] == json.loads(body)["x"]
+
+
+def test_what_a_bot_gives_along_with_a_flow_is_its_own() -> None:
+    """It comes back to the bot inside a string, where nobody could translate it again."""
+    ours = OURS[next(iter(OURS))]
+    body = {"type": "interactive", "interactive": {"action": {"parameters": {"message_id": ours}}}}
+    assert own_ids(spelled(body, "compact")) == []
+    assert (
+        json.loads(for_graph(spelled(body, "compact"), "line", {ours: "wamid.HBgL"}))["interactive"]
+        == body["interactive"]
+    )
 
 
 @pytest.mark.parametrize(
