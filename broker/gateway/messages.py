@@ -228,7 +228,7 @@ class Messages:
             self._class(key, phone_number_id, outgoing, asked.send_class, edge),
             key.name,
             key.sink,
-            body,
+            outgoing.body or body,
             now,
             outgoing.wa_id,
             outgoing.recipient,

@@ -218,11 +218,8 @@ def _product_parameter(value: Any) -> None:
     identifier(value, "catalog_id")
 
 
-def _targets(value: Any) -> None:
-    for target in elements({"targets": value}, "targets", 0, ENTRIES_MAX):
-        target = is_object(target, "tap_target_configuration[]")
-        link(target, "url")
-        text(target, "title")
+def _anything(value: Any) -> None:
+    """Clients write it in two ways, and no page says which is right."""
 
 
 PARAMETERS: dict[str, Callable[[Any], None]] = {
@@ -236,7 +233,7 @@ PARAMETERS: dict[str, Callable[[Any], None]] = {
     "coupon_code": _words,
     "action": _names(),
     "limited_time_offer": _names(),
-    "tap_target_configuration": _targets,
+    "tap_target_configuration": _anything,
     "product": _product_parameter,
 }
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from broker.sandbox.journal import Called, Entry, Posted, Ticked, Webhook
+from broker.sandbox.payload import unfolded
 from broker.sandbox.people import Person
 from broker.sandbox.platform import Platform
 from broker.sandbox.shapes import Json
@@ -170,7 +171,7 @@ class Customer:
 
     def receive(self, called: Called, at: float) -> None:
         """A message is on the screen."""
-        body = json.loads(called.request)
+        body = unfolded(json.loads(called.request))
         received = Received(called.wamid, called.type, body, shown_text(body), at)
         if called.type == "template":
             shown = self._platform.templates.render(body["template"])

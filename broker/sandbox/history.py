@@ -14,6 +14,7 @@ from msgspec import Struct, field
 
 from broker.sandbox.journal import Called, Entry, Introduced, Posted, Switched, Ticked, Webhook, Wrote
 from broker.sandbox.limits import WINDOW_MS
+from broker.sandbox.payload import unfolded
 from broker.sandbox.postbox import envelope
 from broker.sandbox.shapes import Json
 from broker.sandbox.templates import Templates
@@ -171,9 +172,9 @@ class History:
             return
         if called.kind != "message" or not called.accepted:
             return
-        body = json.loads(called.request)
+        body = unfolded(json.loads(called.request))
         kind = called.type
-        content = body.get(kind)
+        content: Any = body.get(kind)
         if kind == "template":
             content = {**self._templates.render(content), "name": content["name"]}
         elif kind == "reaction":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import suppress
 from typing import Any
 
 from msgspec import Struct
@@ -65,7 +67,7 @@ def read(body: Any, *, marketing: bool = False) -> Outgoing | GraphError:
 
 
 def _read(body: Any, marketing: bool) -> Outgoing:
-    body = is_object(body, "request body")
+    body = unfolded(is_object(body, "request body"))
     choice(body, "messaging_product", ("whatsapp",))
     if body.get("status") is not None:
         return _mark(body)
@@ -106,6 +108,17 @@ def _read(body: Any, marketing: bool) -> Outgoing:
         context_id=context_id,
         group=group,
     )
+
+
+def unfolded(body: Json) -> Json:
+    """Return a call's body with contents as values: Graph takes an object or an array also as a string of JSON."""
+    found = dict(body)
+    for name in ("context", "typing_indicator", *CONTENTS):
+        value = body.get(name)
+        if isinstance(value, str) and value[:1] in ("{", "["):
+            with suppress(ValueError, RecursionError):
+                found[name] = json.loads(value)
+    return found
 
 
 def _type(body: Json) -> str:

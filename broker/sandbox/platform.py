@@ -39,7 +39,7 @@ from broker.sandbox.journal import (
 )
 from broker.sandbox.limits import PairLimits, PairReading, PortfolioLimit, SlidingSecond, Windows
 from broker.sandbox.media import UPLOAD_BYTES_MAX, Media, node_of, read_upload
-from broker.sandbox.payload import Outgoing, read
+from broker.sandbox.payload import Outgoing, read, unfolded
 from broker.sandbox.people import People, Person
 from broker.sandbox.postbox import Postage, Postbox, Poster
 from broker.sandbox.shapes import (
@@ -947,7 +947,7 @@ class Platform:
         self._pairs.charge(called.number, called.person, called.at / 1_000 + shift_s)
         category = "service"
         if called.type == "template":
-            content = json.loads(called.request)["template"]
+            content = unfolded(json.loads(called.request))["template"]
             template = self.templates.find(content["name"], content["language"]["code"])
             category = template.category.lower() if template else "utility"
             if not self.windows.is_open(called.number, called.person, called.at):

@@ -318,6 +318,15 @@ async def test_what_is_too_large_or_encoded_is_refused_unread(port: Port) -> Non
     assert len(await port.requests()) == 1
 
 
+async def test_contents_in_a_string_of_json_go_on_as_values(port: Port) -> None:
+    """Whatever reads the request after us finds the ids in it where they always are."""
+    reaction = {"message_id": "wamid.DX", "emoji": "x"}
+    message = {**TEXT, "type": "reaction", "reaction": json.dumps(reaction)}
+    assert (await port.send(message))[0] == 200
+    _, request = await port.request()
+    assert json.loads(request.body) == {**message, "reaction": reaction}
+
+
 async def test_the_largest_documented_messages_are_taken_however_they_are_escaped(port: Port) -> None:
     """A client that escapes every character writes twelve bytes for an emoji."""
     words = {"type": "body", "parameters": [{"type": "text", "text": "\U0001f600" * 32_768}]}

@@ -42,6 +42,8 @@ TAKEN = [
     message("text", {"body": "x"}, recipient="US.13000000000000000001", recipient_type="individual"),
 ]
 
+TAKEN += [message("contacts", '[{"name": {"formatted_name": "B", "first_name": "B"}}]')]
+
 REFUSED = [
     (message("text", {"body": "x" * 4_097}), 100),
     (message("text", {"body": ""}), 100),

@@ -10,11 +10,12 @@ Invalid buttons count. Min allowed buttons: 1, Max allowed buttons: 3", "(#100) 
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
+from broker.core.envelope import object_bytes
 from broker.core.identity import normalise_wa_id
 from broker.core.message.contents import CONTENTS
 from broker.core.message.interactive import INTERACTIVE
@@ -62,12 +63,17 @@ MARK: Final = Object(
 """A read mark, with a typing indicator or without."""
 
 
+UNFOLDED: Final = ("context", "typing_indicator", *TYPES)
+"""Members that hold an object or a list."""
+
+
 class Outgoing(Struct, frozen=True):
     """A request to send, understood.
 
     `kind` "mark": a read mark or typing indicator for the message `about`. `to` and `recipient` are the addresses as
     given, `wa_id` the phone in normal form; a group has `group_id` and neither. `known`: whether we know its type,
-    and every kind inside it.
+    and every kind inside it. `body`: the request with its contents as values, where a client wrote some as a string of
+    JSON; empty where it wrote none.
     """
 
     kind: Literal["message", "mark"]
@@ -80,6 +86,7 @@ class Outgoing(Struct, frozen=True):
     opaque: str | None = None
     about: str = ""
     known: bool = True
+    body: bytes = b""
 
 
 _decode = msgspec.json.Decoder().decode
@@ -102,10 +109,29 @@ def check(body: bytes, *, unknown_types: bool, marketing: bool = False) -> Outgo
         return error_of(INVALID, "The body is not JSON.")
     if not isinstance(payload, dict):
         return error_of(INVALID, "The body is not a JSON object.")
+    unfolded = {name: inner for name in UNFOLDED if (inner := _unfolded(payload.get(name))) is not None}
+    raw = {name: Raw(payload[name].encode()) for name in unfolded}
+    payload |= unfolded
     try:
-        return _outgoing(payload, Run(unknown_types), marketing)
+        outgoing = _outgoing(payload, Run(unknown_types), marketing)
     except Wrong as wrong:
         return error_of(code_of(wrong), f"{wrong.where()} {wrong.what}.")
+    if unfolded:
+        members = msgspec.json.decode(body, type=dict[str, Raw])
+        return msgspec.structs.replace(outgoing, body=object_bytes(members | raw))
+    return outgoing
+
+
+def _unfolded(value: Any) -> Json | list[Any] | None:
+    """Return what a string of JSON holds; None for everything else. Graph takes either, and whatsapp-api-js sends
+    contacts so."""
+    if not isinstance(value, str) or value[:1] not in ("{", "["):
+        return None
+    try:
+        inner = _decode(value.encode())
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    return inner if isinstance(inner, dict | list) else None
 
 
 def code_of(wrong: Wrong) -> int:

@@ -28,7 +28,6 @@ from broker.core.message.shapes import (
     Object,
     Shape,
     Text,
-    Url,
     Variants,
     Wrong,
 )
@@ -40,7 +39,6 @@ def _parameter(**members: Shape) -> Object:
 
 
 _ID = Identifier(empty=True)
-_TARGET = Object({"url": Url(empty=True), "title": NAME})
 PARAMETER = Variants(
     "type",
     {
@@ -54,7 +52,7 @@ PARAMETER = Variants(
         "coupon_code": _parameter(coupon_code=NAME),
         "action": _parameter(action=Object({})),
         "limited_time_offer": _parameter(limited_time_offer=Object({"expiration_time_ms": Anything()})),
-        "tap_target_configuration": _parameter(tap_target_configuration=ListOf(_TARGET)),
+        "tap_target_configuration": _parameter(tap_target_configuration=Anything()),
         "product": _parameter(product=Object({"product_retailer_id": _ID, "catalog_id": _ID})),
     },
 )

@@ -6,6 +6,7 @@ import copy
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -289,6 +290,29 @@ def test_a_reply_names_what_it_replies_to() -> None:
     assert refusal({**BASE, **GOOD["text"], "context": {}}) == (INVALID, "context.message_id is missing.")
     assert refusal({**BASE, **GOOD["text"], "context": "wamid.H"})[0] == INVALID
     assert refusal({**BASE, **GOOD["reaction"], "context": {"message_id": "wamid.H"}})[0] == INVALID
+
+
+@pytest.mark.parametrize("name", ["contacts", "template", "reaction", "text"])
+def test_contents_written_as_a_string_of_json_are_what_the_string_holds(name: str) -> None:
+    """whatsapp-api-js writes contacts so, and Graph takes it; whoever reads the request after us need not know."""
+    message = {**BASE, **GOOD[name], "tomorrow": "[1, 2]"}
+    kind = message["type"]
+    outgoing = ask({**message, kind: json.dumps(message[kind])})
+    assert isinstance(outgoing, Outgoing)
+    assert json.loads(outgoing.body) == message
+    assert msgspec.structs.replace(outgoing, body=b"") == ask(message)
+    code, details = refusal({**message, kind: json.dumps({"body": 7, "name": 7, "message_id": 7})})
+    assert (code, details.split(".")[0].split()[0]) == (INVALID, kind)
+    exact = ask({**message, kind: json.dumps(message[kind])[:-1] + ', "x": 1.50e2}'}) if kind != "contacts" else None
+    assert exact is None or (isinstance(exact, Outgoing) and b"1.50e2" in exact.body)
+    for broken in ("{", "[" * 100_000, "{}x", "[\ud800]", "x", "7"):
+        assert refusal({**message, kind: broken})[0] == INVALID
+
+
+def test_a_quote_may_be_a_string_of_json_too() -> None:
+    """Our ids in it are translated later, so it has to be found."""
+    outgoing = taken(GOOD["text"], context=json.dumps({"message_id": "wamid.H"}))
+    assert json.loads(outgoing.body)["context"] == {"message_id": "wamid.H"}
 
 
 def test_what_is_filled_into_a_template_cannot_be_longer_than_the_whole() -> None:
