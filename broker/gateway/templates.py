@@ -72,7 +72,8 @@ class TemplateList:
             await asyncio.sleep(LOOK_S)
 
     async def _read(self, waba: str, number: str) -> None:
-        """Read an account's list whole, or leave what is known as it is."""
+        """Read an account's list whole, or leave what is known as it is and try again: soon when Meta was not reached,
+        else in a minute."""
         categories: dict[str, str] = {}
         after = ""
         try:
@@ -82,6 +83,7 @@ class TemplateList:
                 page = read_page(exchange.body) if exchange.status == 200 else None
                 if page is None:
                     metrics.gateway_template_reads.labels("refused").inc()
+                    self._wanted[waba] = None
                     logger.warning("account %s: its list of templates was refused with %d", waba, exchange.status)
                     return
                 for name, category in page.categories.items():
@@ -89,9 +91,13 @@ class TemplateList:
                 after = page.after
                 if not after:
                     break
-        except (Unreached, Broken) as failed:
-            metrics.gateway_template_reads.labels("unreachable").inc()
-            logger.info("account %s: its list of templates was not read (%s)", waba, failed)
+        except Unreached:
+            metrics.gateway_template_reads.labels("unreached").inc()
+            self._read_at.pop(waba, None)
+            return
+        except Broken:
+            metrics.gateway_template_reads.labels("broken").inc()
+            self._wanted[waba] = None
             return
         self._classes.replace(waba, categories)
         metrics.gateway_template_reads.labels("read").inc()

@@ -663,6 +663,26 @@ async def test_a_template_s_lane_follows_from_the_category_meta_approved_it_in(m
     ]
 
 
+async def test_a_list_of_templates_that_cannot_be_had_is_asked_for_again(
+    graph: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway may start before its network does; a quarter of an hour of campaigns as replies would be a long one."""
+    monkeypatch.setattr("broker.gateway.templates.LOOK_S", 0.05)
+    monkeypatch.setattr("broker.gateway.templates.WANTED_S_MIN", 0.1)
+    graph.says({"error": {"code": 2}}, 503)
+    async with gateway_to(graph.url, tmp_path, GatewaySettings(port=0)) as bot:
+        await eventually(lambda: len(graph.seen) > 1)
+        graph.says({"data": [{"name": "sale", "category": "MARKETING"}]})
+        read = metrics.gateway_template_reads.labels("read")
+        before = read._value.get()
+        await eventually(lambda: read._value.get() > before)
+        await bot.call("POST", f"/{NUMBER}/messages", template("sale"))
+        seen = len(graph.seen)
+        await bot.call("POST", f"/{NUMBER}/messages", template("new"))
+        await eventually(lambda: len(graph.seen) > seen)
+        assert [request.send_class for request in await bot.requests()] == ["campaign", "transactional"]
+
+
 async def test_the_marketing_endpoint_takes_marketing_alone(meta: Sandbox, tmp_path: Path) -> None:
     """As at Meta, with its code; what it takes goes by the same endpoint at Meta."""
     async with gateway_to(meta.platform.base_url, tmp_path, GatewaySettings(port=0)) as bot:
