@@ -174,6 +174,10 @@ def check(settings: Settings) -> Iterable[str]:
         yield from _between(f"{where}.in_flight_max", sink.in_flight_max, 1, 1_000)
         yield from _between(f"{where}.give_up_after_s", sink.give_up_after_s, 1, 7 * 86_400)
         yield from _between(f"{where}.partitions", sink.partitions, 1, 96)
+        yield from _between(f"{where}.failover_after_s", sink.failover_after_s, 1, 7 * 86_400)
+        if sink.failover_to and (sink.failover_to not in sinks or sink.failover_to == sink.name):
+            others = _list(sinks - {sink.name})
+            yield f"{where}.failover_to = {sink.failover_to!r}: must be another sink; there are {others}"
         if sink.verify_token is not None and sink.kind != "meta":
             yield f"{where}.verify_token: belongs to kind 'meta', whose handshake it is"
         if sink.previous_secret is not None and sink.kind != "standard":

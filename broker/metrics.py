@@ -105,6 +105,7 @@ delivery_wait = _histogram("delivery_wait_seconds", "On the log to first attempt
 delivery_pending_records = _gauge("delivery_pending_records", "Backlog of a sink", "endpoint")
 delivery_oldest_pending_timestamp = _gauge("delivery_oldest_pending_timestamp_seconds", "Oldest event not delivered; 0 for none", "endpoint")
 delivery_paused = _gauge("delivery_paused", "1 while an operator holds the sink back", "endpoint")
+delivery_failed_over = _gauge("delivery_failed_over", "1 while another sink gets its events", "endpoint")
 delivery_breaker_open = _gauge("delivery_breaker_open", "1 while the breaker is open", "endpoint")
 # The rest
 dead_letters = _counter("dead_letters_total", "Records set aside", "log", "reason")

@@ -80,6 +80,10 @@ class SinkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     account_updates: bool = False
     """Whether it gets what concerns an account or number as a whole: all updates without `metadata`, which some bots'
     libraries refuse."""
+    failover_to: str = ""
+    """Another sink that gets this one's events while it is down, in their order, and no longer than that."""
+    failover_after_s: float = 300.0
+    """How long its breaker must have been open before. Each process counts for itself, anew after a restart."""
     verify_token: SecretSource | None = None
     """What `depesche sinks verify` says in the GET handshake towards a `meta` sink, as Meta's dashboard would."""
     topic: str = ""

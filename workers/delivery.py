@@ -60,6 +60,9 @@ IDLE_S = 1.0
 BRISK_S = 0.1
 """How soon a revoked lease is noticed while something is under way: it has 5 s to be drained."""
 
+INSTEAD_OF = "X-Depesche-Instead-Of"
+"""Tells a stand-in whose event it gets."""
+
 LET_GO_S_MAX = 2.0
 MEASURE_EVERY_S = 5.0
 
@@ -80,11 +83,12 @@ class DeliveryLimits(Struct, frozen=True):
 
 
 class Attempted(NamedTuple):
-    """What came of an attempt."""
+    """What came of an attempt. `stand_in`: the gate of the sink that stood in for the event's own, if one did."""
 
     found: Verdict
     detail: str
     asked_s: float | None = None
+    stand_in: Gate | None = None
 
 
 class SetAside(NamedTuple):
@@ -133,13 +137,25 @@ class DeliveryStage:
     def use_targets(self, targets: Sequence[Target]) -> None:
         """Deliver to the same sinks in another way: from its next attempt on, each event goes where they say."""
         self._targets = {deliveries(target.name): target for target in targets}
+        self._set_failover()
         for partition in self._running:
             partition.use(self._targets[partition.log])
+
+    def stand_in_of(self, target: Target) -> tuple[Target, Gate] | None:
+        """Return who stands in for a sink that is down, if anybody does."""
+        log = deliveries(target.settings.failover_to)
+        return (self._targets[log], self._gates[log]) if log in self._targets else None
+
+    def _set_failover(self) -> None:
+        for log, target in self._targets.items():
+            has_one = self.stand_in_of(target) is not None
+            self._gates[log].failover_after_s = target.settings.failover_after_s if has_one else None
 
     async def start(self) -> None:
         """Join the group. Raises what `LogEngine.follow` raises."""
         for log, target in self._targets.items():
             self._gates[log] = Gate(target.name, self.clock, self.rng, self.limits.breaker)
+        self._set_failover()
         self._controls.start()
         self._membership = await self.engine.follow(DELIVERY_GROUP, list(self._targets), self._run)
         self._measuring = asyncio.create_task(self._measure())
@@ -208,7 +224,8 @@ class SinkPartition:
         self.gate = gate
         self.mark = Watermark()
         self._follow = follow
-        self._line = Line(target.settings.in_flight_max, self._is_held, self._sink_recovered)
+        self._line = Line(target.settings.in_flight_max, self._is_held, self._look_again, self._recall)
+        self._stand_ins: dict[Gate, Line] = {}
         self._lanes: dict[bytes, Lane] = {}
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._open: dict[int, Entry] = {}
@@ -244,12 +261,24 @@ class SinkPartition:
     async def attempt(self, entry: Entry, event: DeliveryEvent, trouble: Trouble) -> Attempted:
         """Wait for the turn, then post once. An attempt that a moving lease cuts off does not count."""
         while True:
-            call = await self.gate.enter(self._line, entry.key, entry.appended_at, entry.offset, event.kind)
+            gate, line, target = self.gate, self._line, self.target
+            call = await gate.enter(line, entry.key, entry.appended_at, entry.offset, event.kind)
+            if call is None:
+                stand_in = self.stage.stand_in_of(target)
+                if stand_in is None:
+                    continue  # no longer: the configuration has changed
+                target, gate = stand_in
+                line = self._line_at(gate, target)
+                call = await gate.enter(line, entry.key, entry.appended_at, entry.offset, event.kind)
+                if call is None:
+                    continue  # the sink is back, or asks for a probe
             found: Verdict | None = None
             timed_out = False
             try:
                 if self._is_held():
-                    attempted, timed_out = await self._post(entry, event, trouble)
+                    attempted, timed_out = await self._post(entry, event, trouble, target)
+                    if attempted is not None and gate is not self.gate:
+                        attempted = attempted._replace(stand_in=gate)
                     if attempted is not None:
                         found = attempted.found
                         if found is Verdict.TAKEN:
@@ -257,7 +286,7 @@ class SinkPartition:
                         return attempted
             finally:
                 first = trouble.attempts == 0
-                self.gate.leave(self._line, entry.key, call, found, first=first, timed_out=timed_out, kind=event.kind)
+                gate.leave(line, entry.key, call, found, first=first, timed_out=timed_out, kind=event.kind)
 
     async def set_aside(
         self, entry: Entry, event: DeliveryEvent | None, reason: str, detail: str, attempts: int
@@ -285,7 +314,7 @@ class SinkPartition:
         if self._open.pop(entry.offset, None) is None:
             return
         self.stage.crashes.settled(entry)
-        self.gate.fails_no_more(entry.key)
+        self.fails_no_more(entry.key)
         self.mark.complete(entry.offset)
         self._open_bytes -= len(entry.value)
         self._has_news = True
@@ -294,7 +323,17 @@ class SinkPartition:
     def lane_ended(self, key: bytes) -> None:
         """Forget a lane that has nothing to do, or was cancelled."""
         self._lanes.pop(key, None)
+        self.fails_no_more(key)
+
+    def fails_no_more(self, key: bytes) -> None:
+        """Note at every gate that a customer's event is done, one way or another."""
         self.gate.fails_no_more(key)
+        for gate in self._stand_ins:
+            gate.fails_no_more(self.key_at(gate, key))
+
+    def key_at(self, gate: Gate, key: bytes) -> bytes:
+        """Return a customer's name at a gate: at a stand-in's the same customer may have events of its own."""
+        return key if gate is self.gate else b"%b\x00%b" % (self.log.encode(), key)
 
     async def _turn(self) -> None:
         """Read, hand out, commit when it is time. Every wait is short enough to notice that the lease moves."""
@@ -341,10 +380,33 @@ class SinkPartition:
             self._has_news = True
             _log.info("%s-%d: not committed now, later: %s", self.log, self.number, error)
 
-    async def _post(self, entry: Entry, event: DeliveryEvent, trouble: Trouble) -> tuple[Attempted | None, bool]:
+    def _line_at(self, gate: Gate, target: Target) -> Line:
+        """Return this partition's place at the gate of a stand-in."""
+        line = self._stand_ins.get(gate)
+        if line is None:
+            line = Line(
+                target.settings.in_flight_max,
+                lambda: self._is_held() and not self.gate.is_paused,
+                self._look_again,
+                lambda: False,
+                diverts=False,
+            )
+            self._stand_ins[gate] = line
+            gate.join(line)
+        return line
+
+    def _recall(self) -> bool:
+        """Have one event that waits at a stand-in's gate ask its own sink again: it will be the probe."""
+        return any(line.send_away(1) for line in self._stand_ins.values())
+
+    async def _post(
+        self, entry: Entry, event: DeliveryEvent, trouble: Trouble, target: Target
+    ) -> tuple[Attempted | None, bool]:
         """Post once; return what came of it (None: cut off, because the lease is away) and whether it timed out."""
         clock = self.stage.clock
-        request = self.target.render(event, clock.now())
+        request = target.render(event, clock.now())
+        if target is not self.target:
+            request.headers[INSTEAD_OF] = self.target.name
         if trouble.attempts == 0:
             _wait.observe(max(0, clock.now() - entry.appended_at) / 1_000)
         if self._working is None:
@@ -356,7 +418,7 @@ class SinkPartition:
         result, timed_out = "failed", False
         try:
             async with cut:
-                attempted = await self._send(entry.key, request)
+                attempted = await self._send(target, entry.key, request)
             result = _RESULTS.get(attempted.found, "failed")
         except TimeoutError:
             if cut.expired():
@@ -368,17 +430,17 @@ class SinkPartition:
             result = _RESULTS_WITHOUT_ANSWER[error.reason]
             attempted = Attempted(_VERDICTS_WITHOUT_ANSWER[error.reason], str(error))
         except Exception as error:  # a crash of the HTTP client says nothing about the event: never set it aside for it
-            _log.error("sink %s: the HTTP client crashed: %s", self.target.name, where(error))
-            attempted = Attempted(Verdict.SINK, f"the HTTP client crashed: {where(error)}")
+            _log.error("sink %s: the client crashed: %s", target.name, where(error))
+            attempted = Attempted(Verdict.SINK, f"the client crashed: {where(error)}")
         finally:
             del self._under_way[cut]
             _duration.observe(clock.monotonic() - begun_at)
         _attempts[result].inc()
         return attempted, timed_out
 
-    async def _send(self, key: bytes, request: Request) -> Attempted:
+    async def _send(self, target: Target, key: bytes, request: Request) -> Attempted:
         """Bring an event out, once. Raises `PostFailed`."""
-        stage, target = self.stage, self.target
+        stage = self.stage
         settings = target.settings
         if settings.kind == "kafka":
             assert stage.publisher is not None, "a kafka sink needs a publisher"
@@ -394,7 +456,8 @@ class SinkPartition:
         """Cut off attempts when the lease is away: a successor begins them anew. Let lines go when it is back."""
         is_held = self._is_held()
         if is_held and not self._was_held:
-            self.gate.admit()
+            for gate in (self.gate, *self._stand_ins):
+                gate.admit()
         self._was_held = is_held
         if self._follow.state is LeaseState.AWAY:
             now = asyncio.get_running_loop().time()
@@ -402,9 +465,12 @@ class SinkPartition:
                 if not cut.expired():
                     cut.reschedule(now)
 
-    def _sink_recovered(self) -> None:
+    def _look_again(self) -> None:
+        """The sink is back, or its stand-in takes over: whoever pauses, or waits at a stand-in's gate, asks again."""
         for lane in list(self._lanes.values()):
             lane.hasten()
+        for line in self._stand_ins.values():
+            line.send_away()
 
     def _lane_done(self, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
@@ -421,6 +487,8 @@ class SinkPartition:
                 await asyncio.wait(tasks, timeout=LET_GO_S_MAX)
         finally:
             self.gate.part(self._line)
+            for gate, line in self._stand_ins.items():
+                gate.part(line)
             if self._working is not None:
                 self._working.__exit__(None, None, None)
                 self._working = None
@@ -485,10 +553,12 @@ class Lane(Actor[Entry, Attempted | SetAside]):
 
     def _after(self, attempted: Attempted) -> None:
         assert self.in_hand is not None
-        gate, stage, now = self._partition.gate, self._partition.stage, self.clock.monotonic()
-        gate.fails(self._key, attempted.found, holds_up=self.has_mail)
+        partition, stage, now = self._partition, self._partition.stage, self.clock.monotonic()
+        gate = partition.gate if attempted.stand_in is None else attempted.stand_in
+        key = partition.key_at(gate, self._key)
+        gate.fails(key, attempted.found, holds_up=self.has_mail)
         self._trouble = self._trouble.after(
-            attempted.found, now, sink_took_at=gate.took_at, is_suspect=gate.is_suspect(self._key)
+            attempted.found, now, sink_took_at=gate.took_at, is_suspect=gate.is_suspect(key)
         )
         if self._trouble.is_given_up(self._partition.target.settings.give_up_after_s):
             gate.gave_up()
@@ -496,6 +566,8 @@ class Lane(Actor[Entry, Attempted | SetAside]):
             return
         self._pauses = attempted.found is not Verdict.EVENT
         pause_s = stage.limits.schedule.pause_s(self._trouble.attempts, stage.rng.random(), attempted.asked_s)
+        if self._pauses and attempted.stand_in is None and gate.is_diverting:
+            pause_s = 0.0  # it was the probe: the stand-in has it next
         self.wake_at(now + pause_s)
 
     async def _attempt(self, entry: Entry, event: DeliveryEvent) -> Attempted:

@@ -3,7 +3,8 @@
 One gate for a sink in a process. Each leased partition of its log has a line at it, with a limit of its own; the
 breaker is the sink's. While it is open nobody passes; the probe that tries the sink again is the oldest head, and one
 whose probe has failed, or whose kind the sink has just failed at, stands behind those that have not been tried: an
-indigestible event must not be the only witness. The rules are `broker.core`'s; here is the waiting.
+indigestible event must not be the only witness. A sink that has been down for long enough, and has a stand-in, sends
+all but its probes there: `enter` then says so. The rules are `broker.core`'s; here is the waiting.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Waiting(NamedTuple):
     appended_at: int
     offset: int
     number: int
-    turn: asyncio.Future[int]
+    turn: asyncio.Future[int | None]
 
 
 class Failing(NamedTuple):
@@ -43,15 +44,39 @@ class Failing(NamedTuple):
 
 
 class Line:
-    """One partition's place at the gate. `may_go` says whether its lease is held; `recovered` is called when the
-    breaker has closed again."""
+    """One partition's place at a gate, its own sink's or that of a stand-in.
 
-    def __init__(self, in_flight_max: int, may_go: Callable[[], bool], recovered: Callable[[], None]) -> None:
+    `may_go` says whether its lease is held; `hasten` is called when those who pause had better look again: the breaker
+    has closed, or a stand-in takes over; `recall` is called when the sink wants a probe and nobody waits, and returns
+    whether somebody comes. `diverts`: whether its events may be sent to a stand-in.
+    """
+
+    def __init__(
+        self,
+        in_flight_max: int,
+        may_go: Callable[[], bool],
+        hasten: Callable[[], None],
+        recall: Callable[[], bool],
+        *,
+        diverts: bool = True,
+    ) -> None:
         self.in_flight = 0
         self.may_go = may_go
-        self.recovered = recovered
+        self.hasten = hasten
+        self.recall = recall
+        self.diverts = diverts
         self.concurrency = Concurrency(in_flight_max)
         self.waiting: list[Waiting] = []
+
+    def send_away(self, most: int | None = None) -> bool:
+        """Tell those who wait, or the first few, to ask elsewhere; return whether anybody did wait."""
+        sent = 0
+        while self.waiting and (most is None or sent < most):
+            turn = heappop(self.waiting).turn
+            if not turn.done():
+                turn.set_result(None)
+                sent += 1
+        return sent > 0
 
     def first(self) -> Waiting | None:
         """Return who would be next, None when nobody may go. Those who went away are dropped."""
@@ -81,7 +106,13 @@ class Gate:
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._is_open = False
-        self._is_paused = True
+        self.is_paused = True
+        self.failover_after_s: float | None = None
+        """How long the breaker is open before events are sent to a stand-in; None: there is none."""
+        self._down_since: float | None = None
+        self._is_diverting = False
+        self._shown_diverting = metrics.delivery_failed_over.labels(sink)
+        self._shown_diverting.set(0)
         self._shown = metrics.delivery_breaker_open.labels(sink)
         self._shown.set(0)
 
@@ -96,13 +127,21 @@ class Gate:
             self._timer.cancel()
             self._timer = None
 
-    async def enter(self, line: Line, key: bytes, appended_at: int, offset: int, kind: str = "") -> int:
-        """Wait for the turn of a customer's event; return the number to `leave` with. The breaker may make it long."""
+    @property
+    def is_diverting(self) -> bool:
+        """Whether a stand-in gets this sink's events."""
+        return self._is_diverting
+
+    async def enter(self, line: Line, key: bytes, appended_at: int, offset: int, kind: str = "") -> int | None:
+        """Wait for the turn of a customer's event; return the number to `leave` with. The breaker may make it long.
+
+        None: not here. The sink's stand-in is to have it; or, at a stand-in's gate, ask the sink itself again.
+        """
         now = self._clock.monotonic()
-        if not self._is_paused and line.has_room() and self._breaker.may_try(kind) and not self._breaker.may_call(now):
+        if not self.is_paused and line.has_room() and self._breaker.may_try(kind) and not self._breaker.may_call(now):
             line.in_flight += 1
             return self._breaker.begin(now)
-        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self._number += 1
         poor = self._breaker.has_failed_at(kind)
         waiting = Waiting(poor, self._probed.get(key, 0), appended_at, offset, self._number, turn)
@@ -111,8 +150,8 @@ class Gate:
         try:
             return await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.leave(line, key, turn.result(), None)
+            if turn.done() and not turn.cancelled() and (call := turn.result()) is not None:
+                self.leave(line, key, call, None)
             raise
 
     def leave(
@@ -171,15 +210,18 @@ class Gate:
 
     def pause(self, is_paused: bool) -> None:
         """Hold everybody back, or let them pass again. A gate begins paused: nobody has said yet that it is not."""
-        if is_paused != self._is_paused:
-            self._is_paused = is_paused
+        if is_paused != self.is_paused:
+            self.is_paused = is_paused
             _log.info("sink %s: %s", self._sink, "paused" if is_paused else "runs")
             self.admit()
+            if not is_paused:
+                for line in self._lines:
+                    line.hasten()
 
     def admit(self) -> None:
         """Let pass whoever may: called whenever a limit, a lease, the breaker or a pause may have changed."""
         now = self._clock.monotonic()
-        while not self._is_paused and self._breaker.may_call(now):
+        while not self.is_paused and self._breaker.may_call(now):
             heads = [(head, line) for line in self._lines if (head := line.first()) is not None]
             if not heads:
                 break
@@ -187,25 +229,48 @@ class Gate:
             heappop(line.waiting)
             line.in_flight += 1
             head.turn.set_result(self._breaker.begin(now))
-        self._show()
+        self._show(now)
+        self._divert(now)
         if self._breaker.phase is Phase.OPEN and self._timer is None and self._lines:
-            wait_s = max(0.0, self._breaker.until - now)
-            if wait_s > 0:
-                self._timer = asyncio.get_running_loop().call_later(wait_s, self._cooled_down)
+            waits = [self._breaker.until - now]
+            if self._down_since is not None and self.failover_after_s is not None and not self._is_diverting:
+                waits.append(self._down_since + self.failover_after_s - now)
+            if waits := [wait_s for wait_s in waits if wait_s > 0]:
+                self._timer = asyncio.get_running_loop().call_later(min(waits), self._time_is_up)
 
-    def _cooled_down(self) -> None:
+    def _divert(self, now: float) -> None:
+        """Send those who wait to the stand-in, when the sink has been down for so long."""
+        after_s = self.failover_after_s
+        is_long = after_s is not None and self._down_since is not None and now - self._down_since >= after_s
+        if is_long != self._is_diverting:
+            self._is_diverting = is_long
+            self._shown_diverting.set(is_long)
+            _log.warning("sink %s: %s", self._sink, "its stand-in takes over" if is_long else "its stand-in is done")
+            if is_long:
+                for line in self._lines:
+                    line.hasten()
+        if self._is_diverting and not self.is_paused:
+            for line in self._lines:
+                if line.diverts and line.may_go():
+                    line.send_away()
+
+    def _time_is_up(self) -> None:
+        """The breaker has cooled down, or the stand-in's time has come."""
         self._timer = None
         self.admit()
+        if self._is_diverting and not self.is_paused and self._breaker.may_call(self._clock.monotonic()):
+            any(line.recall() for line in self._lines if line.diverts)
 
     def _recovered(self) -> None:
         self._probed.clear()
         for line in self._lines:
             line.concurrency.recovered()
-            line.recovered()
+            line.hasten()
 
-    def _show(self) -> None:
+    def _show(self, now: float) -> None:
         is_open = self._breaker.phase is not Phase.CLOSED
         if is_open != self._is_open:
             self._is_open = is_open
+            self._down_since = now if is_open else None
             self._shown.set(is_open)
             _log.warning("sink %s: breaker %s", self._sink, "open: nothing is attempted" if is_open else "closed again")

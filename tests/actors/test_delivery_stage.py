@@ -8,7 +8,7 @@ import hmac
 import json
 import random
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Literal
@@ -53,7 +53,7 @@ QUICK = DeliveryLimits(
 """The stage's own times, a hundred times shorter."""
 
 
-def target(bot: Bot, name: str = "bot", kind: Literal["meta", "standard"] = "meta", **settings: float) -> Target:
+def target(bot: Bot, name: str = "bot", kind: Literal["meta", "standard"] = "meta", **settings: float | str) -> Target:
     secret = "whsec_" + b64encode(bytes(32)).decode() if kind == "standard" else "app secret"
     return Target(
         SinkSettings(
@@ -738,3 +738,88 @@ async def test_a_kind_of_update_the_bot_cannot_take_does_not_keep_its_breaker_op
     letters = await world.dead_letters()
     assert letters
     assert all(letter.key.startswith(b"waba") for letter in letters)
+
+
+async def test_a_sink_that_is_down_hands_its_customers_over_and_takes_them_back_in_order(world: World) -> None:
+    """While it is down its stand-in has all of a customer's events, one after the other; then it has them again."""
+    bot, other = await world.bot(), await world.bot()
+    order: list[tuple[str, str, int]] = []
+
+    def noting(name: str) -> Callable[[str, int, int], Awaitable[int]]:
+        async def take_and_note(customer: str, number: int, earlier: int) -> int:
+            await asyncio.sleep(0.005)
+            order.append((name, customer, number))
+            return 200
+
+        return take_and_note
+
+    bot.answer, other.answer = noting("bot"), noting("other")
+    stage = await world.deliver(target(bot, failover_to="other", failover_after_s=0.4), target(other, "other"))
+    customers = [f"c{index}" for index in range(15)]
+    await world.append("c0", 0)
+    await until(lambda: bot.numbers("c0") == [0])
+    await bot.stop()
+    for number in range(1, 4):
+        for customer in customers:
+            await world.append(customer, number)
+    await until(lambda: metrics.delivery_breaker_open.labels("bot")._value.get() == 1)
+    await asyncio.sleep(0.1)
+    assert other.seen == [], "not before its time"
+    await until(lambda: all(other.numbers(customer) == [1, 2, 3] for customer in customers))
+    assert metrics.delivery_failed_over.labels("bot")._value.get() == 1
+    assert {seen.headers["X-Depesche-Instead-Of"] for seen in other.seen} == {"bot"}
+    assert bot.numbers("c1") == []
+    await bot.start()
+    for number in range(4, 40):
+        for customer in customers[:5]:
+            await world.append(customer, number)
+        await asyncio.sleep(0.02)
+    await until(lambda: len({(customer, number) for _, customer, number in order}) == 1 + 45 + 180)
+    assert metrics.delivery_failed_over.labels("bot")._value.get() == 0
+    assert len(order) == 1 + 45 + 180, "nothing twice: no attempt was in doubt"
+    for customer in customers:
+        own = [number for _, whose, number in order if whose == customer]
+        assert own == sorted(own)
+    assert [name for name, _, _ in order][-100:] == ["bot"] * 100, "it has them all again"
+    assert await world.dead_letters() == []
+    await until(committed(stage))
+
+
+async def test_a_stand_in_that_is_down_too_does_not_keep_the_sink_from_being_tried(world: World) -> None:
+    """Everybody waits at the stand-in's gate, and one of them is called back to try the sink when it may be well."""
+    bot, other = await world.bot(), await world.bot()
+    await bot.stop()
+    await other.stop()
+    stage = await world.deliver(
+        target(bot, failover_to="other", failover_after_s=0.2, give_up_after_s=0.2), target(other, "other")
+    )
+    for index in range(15):
+        await world.append(f"c{index}", 0, 1)
+        await world.append(f"c{index}", 0, sink="other")
+    await until(lambda: metrics.delivery_failed_over.labels("bot")._value.get() == 1)
+    await until(lambda: metrics.delivery_breaker_open.labels("other")._value.get() == 1)
+    await asyncio.sleep(1.0)
+    await bot.start()
+    await until(lambda: len(bot.taken()) == 30)
+    assert all(bot.numbers(f"c{index}") == [0, 1] for index in range(15))
+    await other.start()
+    await until(lambda: len(other.taken()) == 15)
+    assert await world.dead_letters() == []
+    await until(committed(stage))
+
+
+async def test_a_paused_sink_hands_nothing_over(world: World) -> None:
+    """An operator's pause is no outage: its events wait for it, also those that were on their way to the stand-in."""
+    bot, other = await world.bot(), await world.bot()
+    await bot.stop()
+    await world.deliver(target(bot, failover_to="other", failover_after_s=0.2), target(other, "other"))
+    for index in range(12):
+        await world.append(f"c{index}", 0)
+    await until(lambda: len(other.taken()) == 12)
+    await said(world, "bot", paused=True)
+    await until(lambda: metrics.delivery_paused.labels("bot")._value.get() == 1)
+    await world.append("c0", 1)
+    await asyncio.sleep(0.4)
+    assert other.numbers("c0") == [0]
+    await said(world, "bot", paused=False)
+    await until(lambda: other.numbers("c0") == [0, 1])
