@@ -65,14 +65,26 @@ class Debt(Struct, frozen=True, array_like=True):
     struck_at: int
 
 
+class Behind(Struct, frozen=True, array_like=True):
+    """Sends of a number that wait in a lane's log from an offset to an end, though the lane's position may have passed
+    them; `runs` are those among them that are done."""
+
+    lane: Lane
+    phone_number_id: str
+    offset: int
+    end: int
+    runs: bytes = b""
+
+
 class Written(Struct, frozen=True, array_like=True, tag="step"):
     """One step. `lifted` are doubts that are over. `done`: for each lane the runs of done offsets above its position,
-    only when they did not fit the step's memo."""
+    and `behind`, only when they did not fit the step's memo."""
 
     answers: list[Answer]
     lifted: list[Doubt]
     intents: list[Intent]
     done: dict[Lane, bytes] = {}
+    behind: list[Behind] = []
 
 
 class Snapshot(Struct, frozen=True, array_like=True, tag="snapshot"):
@@ -85,6 +97,7 @@ class Snapshot(Struct, frozen=True, array_like=True, tag="snapshot"):
     recent: bytes
     done: dict[Lane, bytes] = {}
     tiers: dict[str, int] = {}
+    behind: list[Behind] = []
 
 
 class Part(Struct, frozen=True, array_like=True, tag="part"):
@@ -101,11 +114,12 @@ decode_ledger = msgspec.msgpack.Decoder(LedgerRecord).decode
 
 
 class Memo(Struct, frozen=True, array_like=True):
-    """What goes beside a step's position: for each lane the runs of done offsets above it. `fits` is False when they
-    are in the ledger instead."""
+    """What goes beside a step's position: for each lane the runs of done offsets above it, and what is behind it.
+    `fits` is False when they are in the ledger instead."""
 
     done: dict[Lane, bytes]
     fits: bool = True
+    behind: list[Behind] = []
 
 
 encode_memo = msgspec.msgpack.Encoder().encode

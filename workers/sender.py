@@ -1,8 +1,9 @@
 """The sender stage: for each slot, the loop that writes intents down, calls Graph, and reports what came of it.
 
-`broker.core.slot` decides; here is what it costs to do it. Four things run side by side for a slot, under one lease:
+`broker.core.slot` decides; here is what it costs to do it. Five things run side by side for a slot, under one lease:
 
-    intake    lanes and traffic into memory, no more than `pending_max` of a lane
+    intake    lanes and traffic into memory, no more than `pending_max` of a lane; what is beyond is left in the log
+    reload    reads again what was left, when there is room
     steps     one at a time: intents of what goes next, answers of what went, doubts lifted, position
     calls     one task for each intended send: a connection, the permit, the bytes, the answer, the report
     watch     notices that the lease is not HELD any more: whatever was intended before is void then
@@ -42,7 +43,7 @@ from broker.core.account import (
 from broker.core.gates import Gates
 from broker.core.outcome import TEXT_CHARS_MAX, Scope, Verdict, classify
 from broker.core.sender import Instant, NumberSender, Permit, Send
-from broker.core.slot import Plan, Report, Slot
+from broker.core.slot import Left, Plan, Report, Slot
 from broker.errors import LeaseLost, LeaseRevoked, LogUnavailable
 from broker.log.catalogue import ACCOUNTS, CONVERSATIONS, SENDER_STAGE, TRAFFIC, sends
 from broker.log.contract import SNAPSHOT, Draft, Entry, Lease, LeaseState, LogEngine, Membership, Step
@@ -61,6 +62,9 @@ NAME = "sender"
 FETCH_RECORDS_MAX = 500
 FETCH_S = 0.5
 """How long a fetch waits: how soon a lane that has room again is read."""
+
+RELOAD_S = 0.1
+"""How often it is looked at whether what was left in the log has room now. Half of a number's share is still there."""
 
 PACE_S = 0.02
 """Between two steps that no reply waits for. Each costs a commit, whatever it holds."""
@@ -352,7 +356,14 @@ class SlotOwner:
         self._lease = lease
         self._engine = stage.engine
         self._clock = stage.clock
-        self._slot = Slot(lease.partition, stage.places, stage.settings.in_flight_max, stage.gates, stage.now())
+        self._slot = Slot(
+            lease.partition,
+            stage.places,
+            stage.settings.in_flight_max,
+            stage.gates,
+            stage.now(),
+            stage.settings.pending_max,
+        )
         self._turnstiles = {name: Turnstile() for name in self._slot.numbers}
         self._traffic_offset: int | None = None
         self._wake = asyncio.Event()
@@ -368,6 +379,7 @@ class SlotOwner:
         self._ticked_at = -inf
         self._over = False
         self._doubts_shown = 0
+        self._behind_shown = 0
         self._stops: dict[tuple[str, str], None] = {}
         self._tiers = {name: stage.places[name].throughput_mps for name in self._slot.numbers}
         self._gates_shown = -1
@@ -379,7 +391,12 @@ class SlotOwner:
         reports = await self._restore()
         works = [
             asyncio.create_task(work, name=f"sender {self._lease.partition} {name}")
-            for name, work in (("intake", self._intake()), ("steps", self._steps()), ("watch", self._watch()))
+            for name, work in (
+                ("intake", self._intake()),
+                ("reload", self._reload()),
+                ("steps", self._steps()),
+                ("watch", self._watch()),
+            )
         ]
         for report in reports:
             self._tell(report)
@@ -395,6 +412,7 @@ class SlotOwner:
             if self._crash.done():
                 self._crash.exception()
             metrics.sends_unknown.dec(self._doubts_shown)
+            metrics.sends_held.labels("memory").dec(self._behind_shown)
             for label in self._stops:
                 metrics.number_stopped.labels(*label).set(0)
             for work in works:
@@ -453,8 +471,52 @@ class SlotOwner:
 
     def _readable(self) -> Collection[str]:
         """The logs there is room for."""
-        pending_max = self._stage.settings.pending_max
-        return [TRAFFIC, *(log for log, lane in LANE_OF_LOG.items() if self._slot.pending(lane) < pending_max)]
+        return [TRAFFIC, *(log for log, lane in LANE_OF_LOG.items() if self._slot.can_read(lane))]
+
+    async def _reload(self) -> None:
+        """Read again what was left in the log, where there is room for it."""
+        while True:
+            for left in self._slot.left():
+                try:
+                    await self._reread(left)
+                except LogUnavailable as error:
+                    logger.warning("what waits in %s cannot be read: %s", sends(left.lane), error)
+            await asyncio.sleep(RELOAD_S)
+
+    async def _reread(self, left: Left) -> None:
+        """Read a stretch that was left, from where it was left, until memory is full or it ends."""
+        entries = self._engine.read(sends(left.lane), self._lease.partition, left.start)
+        try:
+            async with aclosing(entries) as reading:  # type: ignore[type-var]
+                async for entry in reading:
+                    if entry.offset >= left.end:
+                        break
+                    if self._slot.is_full(left):
+                        return
+                    await self._retake(entry, left)
+            self._slot.retaken(left)
+        finally:
+            self._note()
+
+    async def _retake(self, entry: Entry, left: Left) -> None:
+        """Take one record of a stretch. One that cannot be read was set aside when the lane came to it."""
+        crashes = self._stage.crashes
+        attempts = crashes.attempts(entry)
+        if attempts >= crashes.attempts_max:
+            await self._set_aside(entry, left.lane, POISON, "taking it crashed the sender", attempts)
+            self._slot.skip_left(left, entry.offset)
+            return
+        try:
+            record = decode_sends(entry.value)
+        except msgspec.MsgspecError:
+            return
+        try:
+            report = self._slot.retake(left, entry.offset, record, self._stage.now())
+        except Exception as error:
+            crashes.crashed(entry, error)
+            raise
+        if report is not None:
+            self._tell(report)
 
     def _count_inbound(self, entry: Entry) -> None:
         """Charge what a receiver saw arrive."""
@@ -597,6 +659,8 @@ class SlotOwner:
         """Tell operators what changed."""
         metrics.sends_unknown.inc(self._slot.doubts - self._doubts_shown)
         self._doubts_shown = self._slot.doubts
+        metrics.sends_held.labels("memory").inc(self._slot.behind - self._behind_shown)
+        self._behind_shown = self._slot.behind
         self._stage.say_changes()
         if self._gates_shown == self._stage.gates.version:
             return

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Literal, NamedTuple
 
 from broker.core.account import STANDARD_MPS, STOP_MS, NumberPlace, Shut, taught
+from broker.core.backlog import Backlog
 from broker.core.gates import Gates, Refusal
 from broker.core.outcome import PAIR_LIMIT, Verdict
 from broker.core.pacing import NO_DEBT, PairDebt, carried, pair_spent, pair_struck
@@ -21,6 +22,7 @@ from broker.core.sender import INTENT_S_MAX, Instant, NumberSender, Send
 from broker.core.watermark import Watermark
 from schemas.ledger import (
     Answer,
+    Behind,
     Debt,
     Doubt,
     Intent,
@@ -39,6 +41,9 @@ MEMO_BYTES_MAX = 60_000
 """What the runs of three lanes may take beside the position, of the engine's 64 kB. More goes into the ledger: a run
 left out would be a send that goes out twice."""
 
+BEHIND_BYTES = 64
+"""What a stretch takes beside its runs."""
+
 RUNS_BYTES_MAX = 1_000_000
 """Of one lane in the ledger: some 300,000 open sends, thirty times what a lane may hold."""
 
@@ -47,6 +52,9 @@ RECENT_MAX = 16_384
 
 PART_MAX = 5_000
 """Debts or doubts in one record of a snapshot: some 500 kB."""
+
+PENDING_MAX = 10_000
+"""Sends of one lane in memory, by default."""
 
 BODY_BYTES_MAX = 8_192
 """What a report repeats of Graph's answer."""
@@ -74,6 +82,15 @@ class Forward(NamedTuple):
     lane: Lane
     slot: int
     ready: Ready
+
+
+class Left(NamedTuple):
+    """Sends of a number that wait in a lane's log and may be read again now, from `start` on, before `end`."""
+
+    lane: Lane
+    phone_number_id: str
+    start: int
+    end: int
 
 
 class Late(NamedTuple):
@@ -129,9 +146,16 @@ class Slot:
     """One slot's numbers and its memory. Synchronous; whoever drives it does the I/O."""
 
     def __init__(
-        self, slot: int, numbers: Mapping[str, NumberPlace], in_flight_max: int, gates: Gates, now: Instant
+        self,
+        slot: int,
+        numbers: Mapping[str, NumberPlace],
+        in_flight_max: int,
+        gates: Gates,
+        now: Instant,
+        pending_max: int = PENDING_MAX,
     ) -> None:
-        """Begin empty; `begin` follows. `numbers` are all that are configured, also those of other slots."""
+        """Begin empty; `begin` follows. `numbers` are all that are configured, also those of other slots.
+        `pending_max`: sends of one lane in memory, shared evenly by the numbers that live here."""
         self.slot = slot
         self.numbers: dict[str, NumberSender] = {
             place.phone_number_id: NumberSender(
@@ -142,6 +166,9 @@ class Slot:
         }
         self._places = numbers
         self._gates = gates
+        self._pending_max = pending_max
+        self._share = max(1, pending_max // max(1, len(self.numbers)))
+        self._backlogs: dict[tuple[Lane, str], Backlog] = {}
         self._marks: dict[Lane, Watermark] = {}
         self._recent = Recent()
         self._known: dict[str, Send] = {}
@@ -168,6 +195,8 @@ class Slot:
         for lane, offset in offsets.items():
             runs = done.done if done.fits else folded.done
             self._marks[lane] = Watermark.from_bytes(offset, runs.get(lane, b""))
+        for behind in done.behind if done.fits else folded.behind:
+            self._backlogs[behind.lane, behind.phone_number_id] = Backlog(behind.offset, behind.end, behind.runs)
         lost = {intent.send_id for intent in folded.open.values()}
         reports = []
         self._doubts = folded.doubts
@@ -196,12 +225,16 @@ class Slot:
     # What comes in
 
     def take(self, lane: Lane, offset: int, record: Ready | Settle | NumberFault, now: Instant) -> Report | None:
-        """Take one record of a lane's log. Return a report when it cannot be sent at all."""
+        """Take one record of a lane's log. Return a report when it cannot be sent at all.
+
+        A number's first attempts beyond its share are left in the log. What ends doubts, second attempts and settles,
+        is taken always: else a lane full of sends that wait for a doubt to end would never read that it has ended.
+        """
         if not self._mark(lane).take(offset):
             return None
         if isinstance(record, NumberFault):
             self._fault(record, now)
-            self._complete(lane, offset)
+            self._complete(lane, offset, "")
             return None
         if isinstance(record, Settle):
             self._settle(lane, offset, record, now)
@@ -209,18 +242,68 @@ class Slot:
         number = self.numbers.get(record.phone_number_id)
         if number is None:
             return self._stray(lane, offset, record, now)
-        if self._is_known(lane, record):
-            self._complete(lane, offset)
+        if self._is_known(record):
+            self._complete(lane, offset, record.phone_number_id)
             return None
-        send = Send(record, lane, offset)
-        self._known[record.send_id] = send
-        number.put(send)
+        if record.attempt == 1 and self._is_left(lane, offset, number):
+            return None
+        self._put(lane, offset, record, number)
         return None
 
     def skip(self, lane: Lane, offset: int) -> None:
         """Count a record as done that was set aside as a dead letter."""
         if self._mark(lane).take(offset):
-            self._complete(lane, offset)
+            self._complete(lane, offset, "")
+
+    def left(self) -> list[Left]:
+        """Return what was left in the log and may be read again: where at least half of a number's share is free."""
+        return [
+            Left(lane, name, backlog.cursor, backlog.end)
+            for (lane, name), backlog in self._backlogs.items()
+            if backlog.is_behind
+            and self._mark(lane).read_to >= backlog.begin  # else an earlier one of the lane's own would come later
+            and (name not in self.numbers or 2 * self.numbers[name].pending[lane] <= self._share)
+        ]
+
+    def is_full(self, left: Left) -> bool:
+        """Whether memory holds no more of this number's sends, or nothing of them is left in the log."""
+        backlog, number = self._backlogs.get((left.lane, left.phone_number_id)), self.numbers.get(left.phone_number_id)
+        if backlog is None or not backlog.is_behind:
+            return True
+        return number is not None and number.pending[left.lane] >= self._share
+
+    def retake(self, left: Left, offset: int, record: Ready | Settle | NumberFault, now: Instant) -> Report | None:
+        """Take one record of a stretch that was left; those of others pass. As `take`."""
+        name = left.phone_number_id
+        backlog = self._backlogs.get((left.lane, name))
+        if backlog is None or not backlog.cursor <= offset < backlog.end:
+            return None
+        if not isinstance(record, Ready) or record.phone_number_id != name or record.attempt > 1:
+            backlog.pass_by(offset + 1)
+            return None
+        if not backlog.take(offset):
+            return None
+        number = self.numbers.get(name)
+        if number is None:
+            return self._stray(left.lane, offset, record, now)
+        if self._is_known(record):
+            self._complete(left.lane, offset, name)
+            return None
+        self._put(left.lane, offset, record, number)
+        return None
+
+    def skip_left(self, left: Left, offset: int) -> None:
+        """Count a record of a stretch as done that was set aside."""
+        backlog = self._backlogs.get((left.lane, left.phone_number_id))
+        if backlog is not None and backlog.take(offset):
+            self._complete(left.lane, offset, left.phone_number_id)
+
+    def retaken(self, left: Left) -> None:
+        """Note that a stretch was read to its end, which may have held nothing of ours any more."""
+        backlog = self._backlogs.get((left.lane, left.phone_number_id))
+        if backlog is not None:
+            backlog.pass_by(left.end)
+            self._drop_if_over(left.lane, left.phone_number_id)
 
     def count_inbound(self, digest: InboundDigest, now: Instant) -> None:
         """Charge what a receiver saw arrive for one of our numbers."""
@@ -244,6 +327,15 @@ class Slot:
         """Take a tier that was configured anew; what Meta told of before is forgotten."""
         self._tiers.pop(phone_number_id, None)
         self.numbers[phone_number_id].window.set_throughput(throughput_mps)
+
+    @property
+    def behind(self) -> int:
+        """How many records stand in stretches that wait for room, those of others between them included."""
+        return sum(backlog.end - backlog.cursor for backlog in self._backlogs.values() if backlog.is_behind)
+
+    def can_read(self, lane: Lane) -> bool:
+        """Whether a lane may be read on. Only second attempts, which are never left, can exceed memory's bound."""
+        return self.pending(lane) < 2 * self._pending_max
 
     def pending(self, lane: Lane) -> int:
         """Return how many sends of a lane are held in memory."""
@@ -315,7 +407,7 @@ class Slot:
             intent = report.intent
             self._recent.add(intent.send_id, intent.attempt)
             self._answers.append(Answer(intent.send_id, intent.attempt, learned, report.called_at))
-        self._complete(report.lane, report.offset)
+        self._complete(report.lane, report.offset, _number_of(report))
 
     # Steps
 
@@ -346,15 +438,17 @@ class Slot:
         ]
         answers, lifted = list(self._answers), list(self._lifted)
         runs = {lane: mark.to_bytes(RUNS_BYTES_MAX) for lane, mark in self._marks.items()}
-        fits = sum(map(len, runs.values())) <= MEMO_BYTES_MAX
-        written = Written(answers, lifted, intents, {} if fits else runs)
+        behind = [backlog.written(lane, name, RUNS_BYTES_MAX) for (lane, name), backlog in self._backlogs.items()]
+        sizes = [*map(len, runs.values()), *(BEHIND_BYTES + len(each.runs) for each in behind)]
+        fits = sum(sizes) <= MEMO_BYTES_MAX
+        written = Written(answers, lifted, intents, {} if fits else runs, [] if fits else behind)
         records: list[LedgerRecord] = [written]
         if is_snapshot_due:
             records = self._snapshot(written, now)
         return Plan(
             records,
             {lane: mark.offset for lane, mark in self._marks.items()},
-            encode_memo(Memo(runs if fits else {}, fits)),
+            encode_memo(Memo(runs if fits else {}, fits, behind if fits else [])),
             list(self._forwards),
             sends,
             list(self._late),
@@ -390,11 +484,48 @@ class Slot:
             mark = self._marks[lane] = Watermark(0)
         return mark
 
-    def _complete(self, lane: Lane, offset: int) -> None:
+    def _complete(self, lane: Lane, offset: int, phone_number_id: str) -> None:
+        """Note that a record is done: for the lane, and for its number's stretch if it has one."""
         self._mark(lane).complete(offset)
+        backlog = self._backlogs.get((lane, phone_number_id))
+        if backlog is not None:
+            backlog.complete(offset)
+            self._drop_if_over(lane, phone_number_id)
         self._moves += 1
 
-    def _is_known(self, lane: Lane, ready: Ready) -> bool:
+    def _drop_if_over(self, lane: Lane, phone_number_id: str) -> None:
+        if self._backlogs[lane, phone_number_id].is_over:
+            del self._backlogs[lane, phone_number_id]
+            self._moves += 1
+
+    def _is_left(self, lane: Lane, offset: int, number: NumberSender) -> bool:
+        """Whether a first attempt is left in the log: memory has its share of the number, or others before it are left.
+        From then on, until all is done, the lane is done with each at once and the stretch keeps it; both stand in the
+        next step. What a restored lane reads again before a stretch was the lane's own and is in time."""
+        name = number.phone_number_id
+        backlog = self._backlogs.get((lane, name))
+        is_full = number.pending[lane] >= self._share
+        if backlog is None:
+            if not is_full:
+                return False
+            self._backlogs[lane, name] = Backlog(offset, offset + 1)
+        elif offset < backlog.end:
+            return False
+        else:
+            is_full = is_full or backlog.is_behind
+            backlog.leave(offset)
+            if not is_full:
+                backlog.take(offset)
+        self._mark(lane).complete(offset)
+        self._moves += 1
+        return is_full
+
+    def _put(self, lane: Lane, offset: int, ready: Ready, number: NumberSender) -> None:
+        send = Send(ready, lane, offset)
+        self._known[ready.send_id] = send
+        number.put(send)
+
+    def _is_known(self, ready: Ready) -> bool:
         """Whether this attempt, or a later one, was taken before: queued, under way, in doubt or done."""
         queued = self._known.get(ready.send_id)
         if queued is not None and queued.ready.attempt >= ready.attempt:
@@ -411,7 +542,7 @@ class Slot:
             dropped = number.settle(settle.customer, lane, settle.send_id)
             if dropped is not None:
                 self.landed(Report(settle.customer, None, "done", lane, dropped.offset, dropped, None), now)
-        self._complete(lane, offset)
+        self._complete(lane, offset, settle.phone_number_id)
 
     def _lift(self, send_id: str) -> None:
         doubt = self._doubts.get(send_id)
@@ -435,7 +566,7 @@ class Slot:
         place = self._places.get(ready.phone_number_id)
         if place is not None:
             self._forwards.append(Forward(lane, place.slot, ready))
-            self._complete(lane, offset)
+            self._complete(lane, offset, ready.phone_number_id)
             return None
         outcome = SendOutcome(
             send_id=ready.send_id,
@@ -448,8 +579,10 @@ class Slot:
             title="The number is not configured",
             details="No token and no throughput are known for this number; it was removed from the configuration.",
         )
-        said = None if ready.kind == "mark" else outcome
-        return Report(ready.customer, said, "done", lane, offset, None, None)
+        if ready.kind == "mark":
+            self._complete(lane, offset, ready.phone_number_id)
+            return None
+        return Report(ready.customer, outcome, "done", lane, offset, None, None)
 
     def _intent(self, send: Send) -> Intent | None:
         return self._open.get((send.ready.send_id, send.ready.attempt))
@@ -536,13 +669,23 @@ class Slot:
             for number in self.numbers.values()
             for customer, debt in number.debts(now)
         ]
-        head = Snapshot(now.wall, list(opened.values()), self._recent.packed(), written.done, dict(self._tiers))
+        head = Snapshot(
+            now.wall, list(opened.values()), self._recent.packed(), written.done, dict(self._tiers), written.behind
+        )
         held = list(doubts.values())
         return [
             head,
             *(Part(debts[at : at + PART_MAX], []) for at in range(0, len(debts), PART_MAX)),
             *(Part([], held[at : at + PART_MAX]) for at in range(0, len(held), PART_MAX)),
         ]
+
+
+def _number_of(report: Report) -> str:
+    if report.send is not None:
+        return report.send.ready.phone_number_id
+    if report.intent is not None:
+        return report.intent.phone_number_id
+    return "" if report.outcome is None else report.outcome.phone_number_id
 
 
 def carried_to_wall(debt: PairDebt, now: Instant) -> PairDebt:
@@ -592,6 +735,7 @@ class _Folded(NamedTuple):
     recent: Recent
     done: dict[Lane, bytes]
     tiers: dict[str, int]
+    behind: list[Behind]
 
 
 def _fold(records: Iterable[LedgerRecord]) -> _Folded:
@@ -602,19 +746,20 @@ def _fold(records: Iterable[LedgerRecord]) -> _Folded:
     recent = Recent()
     done: dict[Lane, bytes] = {}
     tiers: dict[str, int] = {}
+    behind: list[Behind] = []
     for record in records:
         match record:
             case Snapshot():
                 opened = {(intent.send_id, intent.attempt): intent for intent in record.intents}
                 doubts, debts, recent, done = {}, {}, Recent(record.recent), record.done
-                tiers = record.tiers
+                tiers, behind = record.tiers, record.behind
             case Part():
                 doubts |= {doubt.send_id: doubt for doubt in record.doubts}
                 for debt in record.debts:
                     owed = PairDebt(debt.since, debt.count, debt.free_at, debt.strikes, debt.struck_at)
                     debts[debt.phone_number_id, debt.customer] = owed
             case Written():
-                done = record.done
+                done, behind = record.done, record.behind
                 for answer in record.answers:
                     if answer.learned != "back":
                         recent.add(answer.send_id, answer.attempt)
@@ -628,4 +773,4 @@ def _fold(records: Iterable[LedgerRecord]) -> _Folded:
         if not intent.is_mark:
             who = (intent.phone_number_id, intent.customer)
             debts[who] = pair_spent(debts.get(who, NO_DEBT), intent.at + int(INTENT_S_MAX * 1_000))
-    return _Folded(opened, doubts, debts, recent, done, tiers)
+    return _Folded(opened, doubts, debts, recent, done, tiers, behind)

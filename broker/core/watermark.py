@@ -52,6 +52,11 @@ class Watermark:
         return self._offset
 
     @property
+    def read_to(self) -> int:
+        """One past the last record that was taken."""
+        return self._read_to
+
+    @property
     def runs(self) -> Iterator[tuple[int, int]]:
         """The done runs above the watermark as (first, one past the last), in order."""
         return zip(self._starts, self._ends, strict=True)

@@ -21,6 +21,7 @@ from schemas.settings import (
     Number,
     Route,
     SecretSource,
+    SenderSettings,
     Settings,
     SinkSettings,
     Then,
@@ -66,6 +67,9 @@ DOUBT_S: dict[SendClass, float] = {
     "transactional": DOUBT.transactional_s,
     "campaign": DOUBT.campaign_s,
 }
+
+PENDING_MAX = 16
+"""Sends of a lane in memory: so few that a burst is left in the log and read again. In production 10,000."""
 
 GIVE_UP_S = 60.0
 """How long a customer's indigestible event is retried; ten minutes in production."""
@@ -141,6 +145,7 @@ def settings() -> Settings:
         ],
         log=LogSettings(partitions=4, slots=2),
         customer=CustomerSettings(doubt=DOUBT),
+        sender=SenderSettings(pending_max=PENDING_MAX),
     )  # fmt: skip
 
 
