@@ -105,6 +105,12 @@ class Config:
 
 def load(path: Path) -> Config:
     """Read, check and resolve a configuration file. Raises `Misconfigured` with every error found, a line each."""
+    return resolve(load_settings(path), path.parent.resolve(), path)
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check a configuration file without its secrets, for what needs none: routes are tested where the secrets
+    of production must not be. Raises `Misconfigured`."""
     try:
         with path.open("rb") as stream:
             raw = stream.read(CONFIG_BYTES_MAX + 1)
@@ -116,7 +122,7 @@ def load(path: Path) -> Config:
         tree = tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Misconfigured(f"{path}: is not TOML: {error}") from None
-    return resolve(parse(tree), path.parent.resolve(), path)
+    return parse(tree)
 
 
 def parse(tree: Mapping[str, Any]) -> Settings:

@@ -38,7 +38,7 @@ FIXED = ("log", "receiver", "gateway", "sender", "connector", "admin", "sandbox"
 """Tables that are built into what runs: ports, sizes, the engine."""
 FIXED_OF_NUMBERS = ("waba_id", "portfolio", "slot")
 """These decide where records are kept and what their keys are."""
-FIXED_OF_SINKS = ("partitions",)
+FIXED_OF_SINKS = ("kind", "partitions")
 
 Take = Callable[[], None]
 Prepare = Callable[[Config], Take]

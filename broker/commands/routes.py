@@ -1,6 +1,7 @@
 """`depesche route explain | test`: where a message would go and why; whether all go where they should.
 
-`explain` exits with 0 whatever it finds. `test` exits with 0 when every case is as expected, 4 when one is not.
+Neither reads a secret. `explain` exits with 0 whatever it finds. `test` exits with 0 when every case is as expected, 4
+when one is not.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from broker.commands.terms import (
     config_option,
     fail,
     json_option,
-    loaded,
+    loaded_settings,
     reveal_option,
 )
 from broker.core.routing import BOT, Case, Judged, Routed, explain, has_no_metadata
@@ -70,20 +71,20 @@ def route_explain(
     MESSAGE is a file (or - for standard input): a webhook body as Meta sends it, one of its messages, or a record as
     `depesche tail conversations --json --reveal` prints it.
     """
-    config = loaded(config_path)
+    settings = loaded_settings(config_path)
     at = Instant.now() if at is None else at
     try:
         raw = sys.stdin.buffer.read(SAMPLE_BYTES_MAX + 1) if message == "-" else read_file(Path(message))
         if len(raw) > SAMPLE_BYTES_MAX:
             raise Misconfigured(f"is larger than {SAMPLE_BYTES_MAX} bytes")
-        items = read_samples(raw, config.settings, at, number)
+        items = read_samples(raw, settings, at, number)
     except Misconfigured as error:
         text = str(error)
         fail(EXIT_CONFIG, text if text.startswith(f"{message}: ") else f"{message}: {text}")
-    rules = rules_of(config.settings)
+    rules = rules_of(settings)
     for item in items:
         about = asked(item, first, holder, language)
-        judged, routed = explain(rules, about), follows(rules, config.settings, about)
+        judged, routed = explain(rules, about), follows(rules, settings, about)
         if as_json:
             tree = _tree(about, judged, routed)
             click.echo(msgspec.json.encode(tree if reveal else masked(tree)))
@@ -98,10 +99,10 @@ def route_explain(
 @click.option("--all", "show_all", is_flag=True, help="Name the cases that are right, too.")
 def route_test(cases: Path, config_path: Path, show_all: bool) -> None:
     """Try the CASES of a TOML file: messages, and where each is expected to go."""
-    config = loaded(config_path)
+    settings = loaded_settings(config_path)
     tried = failed = 0
     try:
-        for one in try_cases(rules_of(config.settings), config.settings, read_cases(cases), cases.parent):
+        for one in try_cases(rules_of(settings), settings, read_cases(cases), cases.parent):
             tried += 1
             failed += bool(one.wrong)
             if not one.wrong:

@@ -18,8 +18,9 @@ from typing import Any, NoReturn, TypeVar
 import click
 import uvloop
 
-from broker.config import Config, load
+from broker.config import Config, load, load_settings
 from broker.errors import DepescheError, LogUnavailable, Misconfigured
+from schemas.settings import Settings
 
 EXIT_CRASH, EXIT_CONFIG, EXIT_UNAVAILABLE, EXIT_CHECK = 1, 2, 3, 4
 
@@ -82,6 +83,14 @@ def loaded(path: Path) -> Config:
     """Load a configuration or leave with its errors."""
     try:
         return load(path)
+    except Misconfigured as error:
+        fail(EXIT_CONFIG, str(error))
+
+
+def loaded_settings(path: Path) -> Settings:
+    """Load a configuration without its secrets or leave with its errors."""
+    try:
+        return load_settings(path)
     except Misconfigured as error:
         fail(EXIT_CONFIG, str(error))
 
