@@ -205,9 +205,11 @@ class Slot:
             if doubt.send_id not in lost:
                 reports.append(self._report_again(doubt, now))
         for intent in folded.open.values():
+            if intent.is_mark:  # marking twice does no harm, and its record is read again
+                self._answers.append(Answer(intent.send_id, intent.attempt, "back", 0))
+                continue
             self._open[intent.send_id, intent.attempt] = intent
-            if not intent.is_mark:
-                self._hold(Doubt(intent.phone_number_id, intent.customer, intent.lane, intent.send_id, intent.attempt))
+            self._hold(Doubt(intent.phone_number_id, intent.customer, intent.lane, intent.send_id, intent.attempt))
             reports.append(self._report_lost(intent, now))
         for phone_number_id, throughput_mps in folded.tiers.items():
             self.learn_tier(phone_number_id, throughput_mps)
@@ -644,8 +646,6 @@ class Slot:
             details="its sender died between the intent and the answer",
         )
         called_at = intent.at + int(INTENT_S_MAX * 1_000)
-        if intent.is_mark:
-            return Report(intent.customer, None, "done", intent.lane, intent.offset, None, intent, called_at)
         return Report(intent.customer, outcome, "doubt", intent.lane, intent.offset, None, intent, called_at)
 
     def _report_again(self, doubt: Doubt, now: Instant) -> Report:

@@ -730,6 +730,25 @@ def test_an_intent_without_an_answer_is_in_doubt_and_is_not_sent_when_it_is_read
     assert names(after.numbers[NUMBER].intend(at(20))) == ["r2"]
 
 
+def test_a_mark_under_way_when_its_owner_died_is_made_again() -> None:
+    """Promise 1: a bot was told that it was taken; twice does no harm, and nobody asks whether it was made."""
+    slot, _ = restored()
+    mark = ready("m1", "main:#mark:wamid.X", kind="mark")
+    slot.take("reply", 0, mark, at(2))
+    ledger = through(slot, at(2))
+    after, reports = restored(*ledger, offsets={"reply": 0}, now=at(5))
+    assert reports == []
+    after.take("reply", 0, mark, at(7))
+    plan = after.plan(at(8), may_intend=True, is_snapshot_due=False)
+    assert plan is not None
+    assert names(plan.sends) == ["m1"]
+    after.written(plan, at(8))
+    ledger += plan.records
+    again, _ = restored(*ledger, offsets={"reply": 0}, now=at(9))
+    again.take("reply", 0, mark, at(10))
+    assert names(again.numbers[NUMBER].intend(at(12))) == ["m1"], "and again, as often as owners die"
+
+
 def test_a_doubt_survives_and_is_said_again() -> None:
     """Whoever decides it may have done so while nobody listened here; else the lane would wait for ever."""
     slot, _ = restored()
