@@ -79,11 +79,13 @@ def body_of(choices: Choices) -> bytes:
             key = keys[choices.below(len(keys))]
             inner = place[key]
             if not isinstance(inner, dict | list) or not inner or choices.below(4) == 0:
-                change = choices.below(4)
+                change = choices.below(5)
                 if change == 0 and isinstance(place, dict):
                     place[f"{key}x"] = place.pop(key)
                 elif change == 1 and isinstance(place, list):
                     place.extend(copy.deepcopy(inner) for _ in range(choices.below(40)))
+                elif change == 2:
+                    place[key] = json.dumps(inner)
                 else:
                     place[key] = copy.deepcopy(STRANGE[choices.below(len(STRANGE))])
                 break
@@ -112,7 +114,23 @@ def ask(gateway: Gateway, loop: asyncio.AbstractEventLoop, data: bytes) -> int:
         assert isinstance(said["error"]["code"], int)
         assert said["error"]["message"]
         assert said["error"]["fbtrace_id"]
+    elif method == "POST":
+        goes_on(body)
     return answer.status
+
+
+def goes_on(body: bytes) -> None:
+    """What was taken can be sent: the customer stage finds its ids and puts its line in, and it is the same message."""
+    from broker.core.message import Outgoing, check
+    from broker.core.reference import for_graph, own_ids
+
+    taken = check(body, unknown_types=True)
+    assert isinstance(taken, Outgoing), taken
+    whole = taken.body or body
+    wamids = dict.fromkeys(own_ids(whole), "wamid.H")
+    sent = check(for_graph(whole, "dp1|x", wamids), unknown_types=True)
+    assert isinstance(sent, Outgoing), sent
+    assert (sent.message_type, sent.template, sent.known) == (taken.message_type, taken.template, taken.known)
 
 
 def main(arguments: list[str]) -> None:
