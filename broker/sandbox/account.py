@@ -46,7 +46,7 @@ class Accounts:
                 "actions": [{"action_name": "start_call", "can_perform_action": True}],
             }
         if edge == "block_users" and method == "GET":
-            blocked = [{"messaging_product": "whatsapp", "wa_id": wa_id} for wa_id in self._blocked.get(number, {})]
+            blocked = [{"messaging_product": "whatsapp", "wa_id": person} for person in self._blocked.get(number, {})]
             return {"data": [{"block_users": blocked}], "paging": {"cursors": {}}}
         if edge not in ("whatsapp_business_profile", "block_users", "calls") or method not in ("POST", "DELETE"):
             return None
@@ -87,9 +87,9 @@ class Accounts:
             paging["next"] = f"{base_url}/v26.0/{waba}/{edge}?{urlencode(kept)}"
         return {"data": page, "paging": paging}
 
-    def is_blocked(self, number: str, wa_id: str) -> bool:
-        """Whether a number blocked a user."""
-        return wa_id in self._blocked.get(number, {})
+    def is_blocked(self, number: str, person: str) -> bool:
+        """Whether a number blocked a user, by the platform's own handle: nothing is sent to them."""
+        return person in self._blocked.get(number, {})
 
     def _block(self, number: str, body: Json, at: int, *, add: bool) -> Json | GraphError:
         users = body.get("block_users")

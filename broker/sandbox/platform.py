@@ -391,6 +391,8 @@ class Platform:
             return person
         called.person = person.id
         called.to_phone = bool(outgoing.to)
+        if self._accounts.is_blocked(number.phone_number_id, person.id):
+            return GraphError(130403)
         called.context_id = outgoing.context_id
         called.context_known = not outgoing.context_id or outgoing.context_id in self._messages
         refusal = self._limits(number, person, now)

@@ -549,3 +549,23 @@ def test_one_seed_is_one_story() -> None:
         return seen
 
     assert story() == story()
+
+
+def test_nothing_is_sent_to_a_user_the_number_blocked() -> None:
+    """Until it is taken back: 130403, at that number alone. Only who wrote within a day can be blocked."""
+
+    async def scene(rig: Rig) -> None:
+        for number in (NUMBER, OTHER_NUMBER):
+            rig.platform.write(number, ADA.id, "text", {"body": "hi"})
+        users = {"messaging_product": "whatsapp", "block_users": [{"user": ADA.wa_id}, {"user": LEO.wa_id}]}
+        answer = body_of(await rig.call(users, edge="block_users"))["block_users"]
+        assert [user["wa_id"] for user in answer["added_users"]] == [ADA.wa_id]
+        assert [user["input"] for user in answer["failed_users"]] == [LEO.wa_id]
+        assert code_of(await rig.call(text_to(ADA.wa_id))) == 130403
+        assert code_of(await rig.call(text_to(ADA.wa_id), number=OTHER_NUMBER, token="EAAother")) == 0
+        headers = {"Authorization": "Bearer EAAtoken"}
+        path = f"/v26.0/{NUMBER}/block_users"
+        await rig.platform.graph("DELETE", path, headers, json.dumps(users).encode())
+        assert code_of(await rig.call(text_to(ADA.wa_id))) == 0
+
+    play(scene)
