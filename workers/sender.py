@@ -275,6 +275,10 @@ class SenderStage:
                         self._hear(entry, is_news=True)
             except LogUnavailable as error:
                 logger.warning("account-level updates cannot be read: %s", error)
+            except Exception as error:
+                # Sending goes on without: the next answers say what the updates would have.
+                metrics.actor_restarts.labels(NAME).inc()
+                logger.error("reading account-level updates crashed: %s", where(error))
             await asyncio.sleep(LISTEN_AGAIN_S * self.rng.uniform(0.5, 1.5))
 
     def _hear(self, entry: Entry, *, is_news: bool) -> None:

@@ -85,6 +85,10 @@ LOOK_AGAIN_MS = 5_000
 EVIDENCE_SLACK_MS = 2_000
 """How much later than the doubtful call something must be: Meta's instants are whole seconds, by its clock."""
 
+FAILED_WITHIN_MS = 600_000
+"""How soon after a call a status says that its window was closed. A customer who wrote within that time may have opened
+the window after the call: then it is open, whatever the status says."""
+
 SILENT_MS_MIN = 60_000
 """A doubt is not given up sooner after its call, however soon the send would have been too old."""
 
@@ -631,6 +635,8 @@ class Turn:
         self._commands.append(Note("failed", str(code) if rule_of(code) is not None else "other"))
         if code == OPTED_OUT.code:
             self._change_consent(item, True, f"error:{code}", send_id)
+        elif code == WINDOW_CLOSED.code:
+            self._close_window(item.phone_number_id, (item.at or item.received_at) - FAILED_WITHIN_MS)
         number = self._context.numbers.get(item.phone_number_id)
         if number is not None and is_of_number(code):
             fault = NumberFault(item.phone_number_id, self._key, code, item.at or item.received_at)
@@ -839,7 +845,7 @@ class Turn:
             else:
                 refusal = Refusal(outcome.code or OUTCOME_UNKNOWN.code, outcome.title or "Refused", outcome.details)
                 if outcome.code == WINDOW_CLOSED.code:
-                    self._close_window(outcome)
+                    self._close_window(outcome.phone_number_id, outcome.called_at or outcome.at)
                 elif outcome.code == OPTED_OUT.code:  # said to Meta at a time we heard nothing of
                     self._change_consent(outcome, True, f"error:{outcome.code}", outcome.send_id)
             self._fail(send, refusal)
@@ -872,12 +878,12 @@ class Turn:
         if wamid and known.wamid and known.wamid != pack_wamid(wamid) and self._advance(send_id, ACCEPTED_TWICE):
             self._commands.append(Note("accepted_twice", ""))
 
-    def _close_window(self, outcome: SendOutcome) -> None:
+    def _close_window(self, phone_number_id: str, called_at: int) -> None:
         """Meta says the window is closed: believe it, unless the customer wrote after the call."""
-        opened_at = self._customer.windows.get(outcome.phone_number_id, 0)
-        if opened_at and opened_at < (outcome.called_at or outcome.at):
+        opened_at = self._customer.windows.get(phone_number_id, 0)
+        if opened_at and opened_at < called_at:
             closed_at = self._now - window.WINDOW_MS
-            self._customer.windows[outcome.phone_number_id] = max(1, min(opened_at, closed_at))
+            self._customer.windows[phone_number_id] = max(1, min(opened_at, closed_at))
 
     # -- doubt
 

@@ -11,6 +11,7 @@ import pytest
 
 from broker import metrics
 from broker.core.webhook import split
+from broker.log.catalogue import ACCOUNTS
 from broker.sandbox.faults import Fault
 from broker.sandbox.platform import Rules
 from schemas.records import NumberFault, encode
@@ -235,6 +236,31 @@ def test_an_update_that_cannot_be_read_blinds_nobody() -> None:
         await sending.tell_accounts(WABA, b"\xff")
         await tell(sending, "account_update", {"event": ["odd"], "ban_info": 7})
         await tell(sending, "message_template_status_update", template_event("PAUSED"))
+        assert await sent(sending, "a", FIRST, template=SALE) == "waits"
+
+    play(scene, SETTINGS)
+
+
+def test_a_reading_that_breaks_is_begun_again_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a log's client raises, the next update must act; and none is lost or heard twice."""
+
+    async def scene(sending: Sending) -> None:
+        await sending.stage.stop()
+        read, broken = sending.log.read, 0
+
+        def breaking(log: str, partition: int, start: int | None = None, *, tail: bool = False) -> Any:
+            nonlocal broken
+            if log == ACCOUNTS and tail and broken < 2:
+                broken += 1
+                raise RuntimeError("the client is at fault")
+            return read(log, partition, start, tail=tail)
+
+        monkeypatch.setattr(sending.log, "read", breaking)
+        sending.stage = sending.new_stage()
+        await sending.stage.start()
+        await tell(sending, "message_template_status_update", template_event("PAUSED"))
+        await asyncio.sleep(10.0)
+        assert broken == 2
         assert await sent(sending, "a", FIRST, template=SALE) == "waits"
 
     play(scene, SETTINGS)

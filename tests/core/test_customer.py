@@ -472,6 +472,20 @@ def test_a_failure_that_is_the_recipients_is_told_and_never_repeated(code: int) 
     assert story.customer.sends == []
 
 
+def test_a_window_that_a_failed_status_calls_closed_is_closed_unless_the_customer_wrote_lately() -> None:
+    """Meta often accepts first and says so by webhook; each further send would fail the same way, after a wait."""
+    story = asked()
+    story.take(outcome("one", "accepted", story.now))
+    story.take(status("one", "failed", story.now + 60_000, code=131047), after_ms=60_000)
+    story.take(request("two", story.now), after_ms=1_000)
+    assert len(story.customer.sends) == 1, "who wrote a minute ago may have opened it after the call"
+    story.take(outcome("two", "accepted", story.now))
+    story.take(status("two", "failed", story.now + 900_000, code=131047), after_ms=900_000)
+    assert codes(story.take(request("three", story.now), after_ms=1_000)) == [131047]
+    story.take(message("again", story.now + 1_000), after_ms=1_000)
+    assert len(readies(story.take(request("four", story.now)))) == 1
+
+
 def test_a_send_nobody_reports_on_is_given_up() -> None:
     """Its lane's log may be lost; the caller must not wait for ever."""
     story = asked(not_after=START + 10_000)
