@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from broker import metrics
 from broker.core.botview import BODY_BYTES_MAX
-from broker.core.customer import context_of
+from broker.core.customer import HOLD_MS_MAX, context_of
 from broker.core.customer_state import QUIET_AFTER_MS, unpack
 from broker.errors import RecordTooLarge
 from broker.log.catalogue import CONVERSATIONS, CUSTOMER_STAGE, DEADLETTERS, STATE, catalogue, deliveries
@@ -44,7 +44,7 @@ from schemas.records import (
 )
 from schemas.settings import CustomerSettings, DoubtSettings, LogSettings, Route, Settings, Then, When
 from tests.contract.embedded_harness import JumpingClock
-from tests.core.conversation import KEY, NUMBER, SETTINGS, message, outcome, request, send_id, status
+from tests.core.conversation import KEY, NUMBER, SETTINGS, message, outcome, request, send_id, status, wamid
 from workers.customer import CustomerStage, StageLimits
 
 QUICK = Settings(
@@ -315,6 +315,26 @@ async def test_what_cannot_be_read_is_set_aside_at_once(rig: Rig, key: bytes, va
     await rig.until(deliveries("bot"), 1)
     (letter,) = letters(await rig.everything(DEADLETTERS))
     assert (letter.reason, letter.key, letter.value) == ("malformed", key, value)
+
+
+@pytest.mark.parametrize("learned", [True, False], ids=["the answer comes", "it never does"])
+async def test_what_waits_for_a_wamid_outlives_a_crash(rig: Rig, learned: bool) -> None:
+    """A customer's tap that was quicker than the answer: it stands in the state, and its time ends without a record."""
+    now = rig.clock.now()
+    tap = message("tap", now, type="button", button={"payload": "P", "text": "T"}, context={"id": wamid("one")})
+    await rig.say(message("a", now), request("one", now), tap, message("b", now))
+    await rig.stage()
+    await rig.until(deliveries("bot"), 1)
+    await rig.restart()
+    await rig.stage()
+    assert len(await rig.until(deliveries("bot"), 1)) == 1
+    if learned:
+        await rig.say(outcome("one", "accepted", now))
+    else:
+        rig.clock.ahead_ms += HOLD_MS_MAX
+    told = [decode_delivery(entry.value).body for entry in await rig.until(deliveries("bot"), 3)]
+    assert [name.encode() in body for name, body in zip(map(wamid, ("a", "tap", "b")), told, strict=True)] == [True] * 3
+    assert (send_id("one").encode() in told[1]) == learned
 
 
 async def test_a_body_larger_than_metas_is_set_aside(rig: Rig) -> None:
