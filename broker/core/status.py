@@ -63,13 +63,17 @@ class StatusBody:
 
     def rewritten(self, message_id: str, own: str | None) -> bytes:
         """Return the body under another message id, with the caller's own opaque data, or without any for None."""
-        outer, entry, change, value, status = (dict(level) for level in self._levels)
+        outer, entry, change, value, *inner, status = (dict(level) for level in self._levels)
         status["id"] = message_id
         if own is None:
             status.pop(OPAQUE, None)
         else:
             status[OPAQUE] = Raw(_spelled(own, private=self._hidden)) if self._raw else own
-        value["statuses"] = [status]
+        for standby in inner:
+            standby["statuses"] = [status]
+            value["standby"] = standby
+        if not inner:
+            value["statuses"] = [status]
         change["value"] = value
         entry["changes"] = [change]
         outer["entry"] = [entry]
@@ -90,25 +94,28 @@ _PRIVATE = "\ue000", "\ue7ff"
 
 
 def _open(body: bytes, *, raw: bool) -> tuple[dict[str, Any], ...]:
-    """Return the levels: body, entry, change, value, status."""
+    """Return the levels: body, entry, change, value, perhaps `standby`, status."""
     if raw:
         outer: dict[str, Any] = _object(body)
         try:
             (entry,) = _objects(outer["entry"])
             (change,) = _objects(entry["changes"])
             value = _object(change["value"])
-            (status,) = _objects(value["statuses"])
+            inner = [] if "statuses" in value else [_object(value["standby"])]
+            (status,) = _objects((inner or [value])[0]["statuses"])
         except (KeyError, ValueError):
             raise ValueError("not one status in Meta's shape") from None
-        return outer, entry, change, value, status
+        return outer, entry, change, value, *inner, status
     outer = json.loads(body)
     (entry,) = outer["entry"]
     (change,) = entry["changes"]
     value = change["value"]
-    (status,) = value["statuses"]
-    if not all(type(level) is dict for level in (outer, entry, change, value, status)):
+    around: Any = value if "statuses" in value else value["standby"]
+    (status,) = around["statuses"]
+    levels = (outer, entry, change, value, *([] if around is value else [around]), status)
+    if not all(type(level) is dict for level in levels):
         raise ValueError("not a status in Meta's shape")
-    return outer, entry, change, value, status
+    return levels
 
 
 def failed(

@@ -290,7 +290,8 @@ class _Walk:
                         Bad("malformed_item", f"{where}.{name}[{index}] is no object with {needed}", body)
                     )
                     continue
-                if standby:
+                if standby and not (found.kind == "status" and found.opaque and unwrap(found.opaque)):
+                    # (a status of a send of ours is that, wherever it comes: it may settle a doubt)
                     found.kind, found.dedupe = "standby", found.dedupe and f"standby:{found.dedupe}"
                 elif self.field not in _SPLIT_FIELDS:
                     found.kind, found.dedupe, found.account = "unknown", "", False

@@ -92,6 +92,23 @@ def test_numbers_keep_their_spelling_beside_half_a_pair_and_private_data_is_give
     assert StatusBody(own).rewritten(status_of(own)["id"], "half \ud83d") == own
 
 
+@pytest.mark.parametrize("note", [b"x", b"\\ud83d", b"\\ud83d \\ue123"], ids=["plain", "half a pair", "both"])
+def test_a_status_that_comes_by_standby_is_rewritten_where_it_stands(note: bytes) -> None:
+    """While another app owns the thread, that is where Meta may tell what became of our template."""
+    plain = body_of("st_sent.json").replace(b'"sent"', b'"sent","note":"%b"' % note)
+    body = plain.replace(b'"statuses":', b'"standby":{"statuses":').replace(
+        b'}]},"field":"messages"', b'}]}},"field":"standby"'
+    )
+    opened = StatusBody(body)
+    assert opened.opaque == StatusBody(plain).opaque
+    wanted = StatusBody(plain).rewritten("wamid.DNEW", "mine")
+    assert json.loads(opened.rewritten("wamid.DNEW", "mine")) == json.loads(
+        wanted.replace(b'"statuses":', b'"standby":{"statuses":').replace(
+            b'}]},"field":"messages"', b'}]}},"field":"standby"'
+        )
+    )
+
+
 @pytest.mark.parametrize(
     "body",
     [

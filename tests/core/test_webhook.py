@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from broker.core.items import READERS
 from broker.core.opaque import derived_send_id, wrap
+from broker.core.status import StatusBody
 from broker.core.webhook import ENVELOPE_BYTES_MAX, SHARED_BYTES_MAX, Split, _usual, _Walk, split
 from schemas.ids import CustomerKey, Sink
 from schemas.records import Item, decode_item, encode
@@ -357,6 +358,22 @@ def test_a_standby_copy_does_not_shadow_the_real_one() -> None:
     item = split(sample, "app", NOW, PORTFOLIOS).conversations[0].item
     assert item.kind == "standby"
     assert item.dedupe.startswith(f"standby:msg:{NUMBER}:")
+
+
+def test_a_status_of_ours_is_ours_also_where_another_app_owns_the_thread() -> None:
+    """It settles our doubt, and nobody but whoever sent may see our line in it."""
+    send_id = derived_send_id("shop", "1")
+    line = wrap(send_id, Sink("bot"), CustomerKey("brand:DE.1"), None)
+    ours, theirs = (
+        {"id": f"wamid.{n}", "status": "sent", "recipient_id": "4915550000001", "biz_opaque_callback_data": opaque}
+        for n, opaque in enumerate((line, "theirs"))
+    )
+    found = split(compact(post({"standby": {"statuses": [ours, theirs]}}, "standby")), "app", NOW, PORTFOLIOS)
+    assert [(k.key, k.item.kind, k.item.send_id, k.item.dedupe) for k in found.conversations] == [
+        (b"brand:DE.1", "status", send_id, "st:wamid.0:sent"),
+        (b"brand:4915550000001", "standby", "", "standby:st:wamid.1:sent"),
+    ]
+    assert StatusBody(found.conversations[0].item.body).opaque == line
 
 
 def test_an_account_is_named_by_its_own_id_and_not_by_a_portfolios() -> None:
