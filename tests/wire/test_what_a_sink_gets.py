@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ import pytest
 from broker.core.customer import Deliver, context_of, decide
 from broker.core.customer_state import Customer
 from broker.core.media_url import PREFIX, from_ours, media_secret, public_url_of
+from broker.core.moves import Append
 from broker.core.webhook import for_sinks, split
 from broker.secrets import Secret
 from schemas.ids import CustomerKey
+from schemas.records import ConversationRecord
 from schemas.settings import Number, Route, SecretSource, Settings, SinkSettings, Then, When
 from workers.sinks import Request, Target
 
@@ -102,9 +105,13 @@ def posts(body: bytes) -> list[Request]:
     assert not parts.malformed
     target, found = Target(SINK, [Secret(SECRET)]), []
     customers: dict[CustomerKey, Customer | None] = {}
-    for keyed in (*parts.conversations, *for_sinks(parts.accounts, {NUMBER: "main"})):
-        key = CustomerKey(keyed.key.decode())
-        customers[key], commands = decide(customers.get(key), key, keyed.item, CONTEXT, NOW)
+    keyed = (*parts.conversations, *for_sinks(parts.accounts, {NUMBER: "main"}))
+    log = deque[tuple[str, ConversationRecord]]((each.key.decode(), each.item) for each in keyed)
+    while log:
+        name, record = log.popleft()
+        key = CustomerKey(name)
+        customers[key], commands = decide(customers.get(key), key, record, CONTEXT, NOW)
+        log += ((command.key, command.record) for command in commands if isinstance(command, Append))
         for event in (command.event for command in commands if isinstance(command, Deliver)):
             request = target.render(event, NOW)
             assert request == target.render(event, NOW + 3_600_000)
