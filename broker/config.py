@@ -180,6 +180,15 @@ def check(settings: Settings) -> Iterable[str]:
         yield from _between(f"{where}.in_flight_max", sink.in_flight_max, 1, 1_000)
         yield from _between(f"{where}.give_up_after_s", sink.give_up_after_s, 1, 7 * 86_400)
         yield from _between(f"{where}.partitions", sink.partitions, 1, 96)
+        yield from _between(f"{where}.debounce_ms", sink.debounce_ms, 0, 60_000)
+        yield from _between(f"{where}.debounce_events_max", sink.debounce_events_max, 2, 100)
+        yield from _between(f"{where}.debounce_wait_ms_max", sink.debounce_wait_ms_max, 1, 60_000)
+        if sink.debounce_ms:
+            kinds = {other.name: other.kind for other in settings.sinks}
+            if sink.kind == "meta":
+                yield f"{where}.debounce_ms: not for kind 'meta': one update per POST has no room for a list"
+            elif kinds.get(sink.failover_to) == "meta":
+                yield f"{where}.failover_to = {sink.failover_to!r}: of kind 'meta', which takes no list (debounce_ms)"
         yield from _between(f"{where}.failover_after_s", sink.failover_after_s, 1, 7 * 86_400)
         if sink.failover_to and (sink.failover_to not in sinks or sink.failover_to == sink.name):
             others = _list(sinks - {sink.name})

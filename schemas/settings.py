@@ -80,6 +80,12 @@ class SinkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     account_updates: bool = False
     """Whether it gets what concerns an account or number as a whole: all updates without `metadata`, which some bots'
     libraries refuse."""
+    debounce_ms: int = 0
+    """A customer's events are joined into one list after a silence of so long; 0: each goes by itself, at once. Not for
+    `meta` sinks: that format is one update per POST."""
+    debounce_events_max: int = 20
+    debounce_wait_ms_max: int = 10_000
+    """The first of them waits no longer."""
     failover_to: str = ""
     """Another sink that gets this one's events while it is down, in their order, and no longer than that."""
     failover_after_s: float = 300.0

@@ -199,3 +199,20 @@ def test_a_sinks_topic_is_not_among_our_own_logs() -> None:
     tree["sinks"].append({"name": "events", "kind": "kafka", "topic": "depesche.conversations"})
     with pytest.raises(Misconfigured, match=r"begins with log.kafka.prefix"):
         parse(tree)
+
+
+def test_lists_are_for_sinks_that_can_take_them() -> None:
+    """Meta's format is one update per POST: a debounce there would be a delay and nothing else."""
+    tree = example()
+    tree["sinks"][0]["debounce_ms"] = 1_000
+    with pytest.raises(Misconfigured, match=r"sinks\[0\].debounce_ms: not for kind 'meta'"):
+        parse(tree)
+    tree = example()
+    tree["sinks"][1] |= {"debounce_ms": 1_000}
+    parse(tree)
+    tree["sinks"][1] |= {"failover_to": "assistant"}
+    with pytest.raises(Misconfigured, match="of kind 'meta', which takes no list"):
+        parse(tree)
+    tree["sinks"][1] |= {"debounce_ms": 0, "failover_to": "orders"}
+    with pytest.raises(Misconfigured, match="must be another sink; there are assistant"):
+        parse(tree)

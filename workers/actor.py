@@ -20,6 +20,7 @@ import random
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Coroutine
+from itertools import islice
 from typing import Any, ClassVar, Generic, TypeVar
 
 from broker import metrics
@@ -63,6 +64,7 @@ class Actor(ABC, Generic[Mail, Answer]):
         self.has_ended = False
         self._idle_s = idle_s
         self._mail: deque[tuple[Mail, float]] = deque()
+        self._also: deque[tuple[Mail, float]] = deque()
         self._room = asyncio.Semaphore(mailbox_max)
         self._urgent: deque[Answer | Woke | _Crashed] = deque()
         self._begun: dict[asyncio.Task[Answer], None] = {}
@@ -95,6 +97,22 @@ class Actor(ABC, Generic[Mail, Answer]):
         """Whether mail waits behind what is in hand."""
         return bool(self._mail)
 
+    def behind(self, most: int) -> list[Mail]:
+        """Return the mail that waits behind what is in hand, the first `most` of it, and leave it there."""
+        return [mail for mail, _ in islice(self._mail, most)]
+
+    def take_also(self, count: int) -> None:
+        """Take the next mail in hand, too: `finish` is for all of it, and after a crash it waits again."""
+        for _ in range(count):
+            mail, put_at = self._mail.popleft()
+            self._mailbox_wait.observe(max(0.0, self.clock.monotonic() - put_at))
+            self._also.append((mail, put_at))
+
+    def put_back(self) -> None:
+        """Let what was taken beside the mail in hand wait again, in its order."""
+        while self._also:
+            self._mail.appendleft(self._also.pop())
+
     async def put(self, mail: Mail) -> None:
         """Put mail behind what is there; wait while the mailbox is full. Raises `OutOfTurn` when the actor ended."""
         await self._room.acquire()
@@ -108,6 +126,10 @@ class Actor(ABC, Generic[Mail, Answer]):
     def finish(self) -> None:
         """Be done with the mail in hand: the next may come."""
         self.in_hand = None
+        while self._also:
+            self._also.pop()
+            self._room.release()
+            self._waiting_records.dec()
         self._rest.succeeded()
 
     def begin(self, work: Coroutine[Any, Any, Answer]) -> None:
@@ -141,6 +163,7 @@ class Actor(ABC, Generic[Mail, Answer]):
                 await self.receive(event)
         except Exception as error:
             await self._let_go()
+            self.put_back()
             if self.in_hand is None:
                 metrics.actor_restarts.labels(self.kind).inc()
                 _log.error("%s crashed with nothing in hand: %s", self.kind, where(error))
@@ -226,6 +249,6 @@ class Actor(ABC, Generic[Mail, Answer]):
     def _end(self) -> None:
         if not self.has_ended:
             self.has_ended = True
-            self._waiting_records.dec(len(self._mail))
+            self._waiting_records.dec(len(self._mail) + len(self._also))
             self.ended()
             self._room.release()  # whoever waits in `put` learns that it ended, and passes it on

@@ -25,6 +25,7 @@ from msgspec import Struct
 from broker import metrics
 from broker.clock import Clock
 from broker.core.breaker import BreakerLimits
+from broker.core.debounce import JOINED_BYTES_MAX
 from broker.core.retry import Schedule, Trouble, Verdict, retry_after_s, verdict
 from broker.core.watermark import Watermark
 from broker.errors import LeaseRevoked, LogUnavailable
@@ -54,6 +55,9 @@ GAVE_UP = "gave_up"
 FETCH_RECORDS_MAX = 200
 """Taken at a time: few enough that a batch of large bodies exceeds the bound of bytes by little."""
 
+LISTED_ATTEMPTS_MAX = 1
+"""Failures of a list by what may be its own fault, before its events go one by one; a refusal parts it at once."""
+
 IDLE_S = 1.0
 """How long a fetch waits when nothing is under way."""
 
@@ -80,6 +84,10 @@ class DeliveryLimits(Struct, frozen=True):
     append_timeout_s: float = 10.0
     schedule: Schedule = Schedule()
     breaker: BreakerLimits = BreakerLimits()
+
+
+Batch = list[tuple[Entry, DeliveryEvent]]
+"""One customer's events that go out together, in order; one alone, unless the sink debounces."""
 
 
 class Attempted(NamedTuple):
@@ -258,8 +266,9 @@ class SinkPartition:
         """When the oldest record that is not done was appended (Unix ms); None when all that was read is done."""
         return next((entry.appended_at for entry in self._open.values()), None)
 
-    async def attempt(self, entry: Entry, event: DeliveryEvent, trouble: Trouble) -> Attempted:
+    async def attempt(self, batch: Batch, trouble: Trouble) -> Attempted:
         """Wait for the turn, then post once. An attempt that a moving lease cuts off does not count."""
+        entry, event = batch[0]
         while True:
             gate, line, target = self.gate, self._line, self.target
             call = await gate.enter(line, entry.key, entry.appended_at, entry.offset, event.kind)
@@ -276,13 +285,14 @@ class SinkPartition:
             timed_out = False
             try:
                 if self._is_held():
-                    attempted, timed_out = await self._post(entry, event, trouble, target)
+                    attempted, timed_out = await self._post(batch, trouble, target)
                     if attempted is not None and gate is not self.gate:
                         attempted = attempted._replace(stand_in=gate)
                     if attempted is not None:
                         found = attempted.found
                         if found is Verdict.TAKEN:
-                            self.complete(entry)  # with no await since the answer: a drain must find it done
+                            for taken, _ in batch:
+                                self.complete(taken)  # with no await since the answer: a drain must find it done
                         return attempted
             finally:
                 first = trouble.attempts == 0
@@ -370,6 +380,7 @@ class SinkPartition:
             self._tasks[task] = None
             task.add_done_callback(self._lane_done)
         await lane.put(entry)  # never waits: a mailbox holds as much as the partition
+        lane.came()
 
     async def _commit(self) -> None:
         self._commit_due_at = self.stage.clock.monotonic() + self.stage.limits.commit_every_s
@@ -399,12 +410,11 @@ class SinkPartition:
         """Have one event that waits at a stand-in's gate ask its own sink again: it will be the probe."""
         return any(line.send_away(1) for line in self._stand_ins.values())
 
-    async def _post(
-        self, entry: Entry, event: DeliveryEvent, trouble: Trouble, target: Target
-    ) -> tuple[Attempted | None, bool]:
+    async def _post(self, batch: Batch, trouble: Trouble, target: Target) -> tuple[Attempted | None, bool]:
         """Post once; return what came of it (None: cut off, because the lease is away) and whether it timed out."""
         clock = self.stage.clock
-        request = target.render(event, clock.now())
+        entry = batch[0][0]
+        request = target.render_all([event for _, event in batch], clock.now())
         if target is not self.target:
             request.headers[INSTEAD_OF] = self.target.name
         if trouble.attempts == 0:
@@ -504,43 +514,91 @@ class Lane(Actor[Entry, Attempted | SetAside]):
         super().__init__(stage.clock, stage.rng, mailbox_max=stage.limits.pending_records_max, idle_s=0)
         self._partition = partition
         self._key = key
-        self._event: DeliveryEvent | None = None
+        self._batch: Batch = []
         self._trouble = Trouble()
         self._pauses = False
+        self._gathers = False
+        self._alone = 0
 
     async def receive(self, event: Entry | Attempted | SetAside | Woke) -> None:
-        """Attempt what came; after a failure pause, or give it up."""
+        """Attempt what came, joined with what follows where the sink wants it so; after a failure pause, or give up."""
         match event:
             case Entry():
                 self.restart()
                 try:
-                    self._event = decode_delivery(event.value)
+                    self._batch = [(event, decode_delivery(event.value))]
                 except msgspec.MsgspecError as error:
                     self.begin(self._set_aside(event, MALFORMED, str(error)))
                 else:
-                    self.begin(self._attempt(event, self._event))
+                    self._gather()
             case Woke():
-                self._pauses = False
-                assert self.in_hand is not None
-                assert self._event is not None
-                self.begin(self._attempt(self.in_hand, self._event))
+                if self._gathers:
+                    self._gather()
+                else:
+                    self._pauses = False
+                    self.begin(self._attempt())
             case Attempted(found=Verdict.TAKEN) | SetAside():
+                self._alone = max(0, self._alone - 1)
                 self.finish()
             case Attempted():
                 self._after(event)
 
+    def came(self) -> None:
+        """More mail is here: look whether there is enough of it to wait no longer."""
+        rule = self._partition.target.debounce
+        if self._gathers and rule is not None and len(self.behind(rule.events_max)) + 1 >= rule.events_max:
+            self.wake_at(self.clock.monotonic())
+
+    def _gather(self) -> None:
+        """Join what waits behind the event in hand when it is time; until then wait for more."""
+        rule = self._partition.target.debounce
+        self._gathers = False
+        if rule is None or self._alone:
+            self.begin(self._attempt())
+            return
+        first, _ = self._batch[0]
+        more = self.behind(rule.events_max - 1)
+        now = self.clock.now()
+        due_at = rule.due_at([first.appended_at, *(entry.appended_at for entry in more)])
+        if due_at > now:
+            self._gathers = True
+            wait_ms = min(due_at - now, rule.wait_ms_max)  # whatever the clock of whoever appended says
+            self.wake_at(self.clock.monotonic() + wait_ms / 1_000)
+            return
+        size = 0
+        for entry in more:
+            size += len(entry.value)
+            try:
+                event = decode_delivery(entry.value)
+            except msgspec.MsgspecError:
+                break  # it is set aside when its turn comes
+            if size > JOINED_BYTES_MAX:
+                break
+            self._batch.append((entry, event))
+        self.take_also(len(self._batch) - 1)
+        self.begin(self._attempt())
+
+    def _part(self) -> None:
+        """Let each event go by itself: one of a list that fails may be the one that makes it fail."""
+        self._alone = len(self._batch)
+        del self._batch[1:]
+        self.put_back()
+
     async def crashed(self, mail: Entry, error: Exception) -> bool:
         """Count it; the third time, set the event aside."""
+        self._alone = max(self._alone, len(self._batch))
         crashes = self._partition.stage.crashes
         attempts = crashes.crashed(mail, error)
         if attempts < crashes.attempts_max:
             return False
-        await self._partition.set_aside(mail, self._event, POISON, describe(error), attempts)
+        event = self._batch[0][1] if self._batch else None
+        await self._partition.set_aside(mail, event, POISON, describe(error), attempts)
+        self._alone = max(0, self._alone - 1)
         return True
 
     def restart(self) -> None:
         """Nothing is known about the event in hand."""
-        self._event, self._trouble, self._pauses = None, Trouble(), False
+        self._batch, self._trouble, self._pauses, self._gathers = [], Trouble(), False, False
 
     def hasten(self) -> None:
         """The sink is back: end the pause, unless the event was refused for itself."""
@@ -560,21 +618,29 @@ class Lane(Actor[Entry, Attempted | SetAside]):
         self._trouble = self._trouble.after(
             attempted.found, now, sink_took_at=gate.took_at, is_suspect=gate.is_suspect(key)
         )
-        if self._trouble.is_given_up(self._partition.target.settings.give_up_after_s):
+        is_given_up = self._trouble.is_given_up(self._partition.target.settings.give_up_after_s)
+        is_listed_badly = attempted.found is Verdict.EVENT or self._trouble.attempts > LISTED_ATTEMPTS_MAX
+        if len(self._batch) > 1 and (is_given_up or (attempted.found is not Verdict.SINK and is_listed_badly)):
+            self._part()
+            self._trouble = Trouble()
+            is_given_up = False
+        if is_given_up:
             gate.gave_up()
             self.begin(self._set_aside(self.in_hand, GAVE_UP, attempted.detail))
             return
         self._pauses = attempted.found is not Verdict.EVENT
-        pause_s = stage.limits.schedule.pause_s(self._trouble.attempts, stage.rng.random(), attempted.asked_s)
+        failures = max(1, self._trouble.attempts)
+        pause_s = stage.limits.schedule.pause_s(failures, stage.rng.random(), attempted.asked_s)
         if self._pauses and attempted.stand_in is None and gate.is_diverting:
             pause_s = 0.0  # it was the probe: the stand-in has it next
         self.wake_at(now + pause_s)
 
-    async def _attempt(self, entry: Entry, event: DeliveryEvent) -> Attempted:
-        return await self._partition.attempt(entry, event, self._trouble)
+    async def _attempt(self) -> Attempted:
+        return await self._partition.attempt(self._batch, self._trouble)
 
     async def _set_aside(self, entry: Entry, reason: str, detail: str) -> SetAside:
-        await self._partition.set_aside(entry, self._event, reason, detail, self._trouble.attempts)
+        event = self._batch[0][1] if self._batch else None
+        await self._partition.set_aside(entry, event, reason, detail, self._trouble.attempts)
         return SetAside()
 
 

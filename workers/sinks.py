@@ -8,7 +8,9 @@ envelope around the same body:
 
     {"id", "type", "timestamp", "received_at", "sink", "customer", "phone_number_id", "tags"?, "data"}
 
-Beside each, as headers, stand the conversation's epoch and whether an operator had the event delivered once more.
+A sink that debounces gets a customer's events as a list, also of one: `{"type": "whatsapp.batch", …}` with what each
+would have been alone, under an id that follows from theirs. Beside each, as headers, stand the conversation's epoch and
+whether an operator had the event delivered once more.
 
 A body is the same bytes at every attempt, so that a sink can compare, and a signature made over it stays right.
 """
@@ -26,6 +28,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from broker.core.debounce import Debounce
 from broker.errors import Misconfigured
 from broker.secrets import Secret
 from schemas.records import DeliveryEvent
@@ -73,6 +76,34 @@ class Target:
         else:
             self._keys = [secret.reveal().encode() for secret in secrets]
 
+    @property
+    def debounce(self) -> Debounce | None:
+        """How a customer's events are joined; None: not at all."""
+        settings = self.settings
+        if not settings.debounce_ms:
+            return None
+        return Debounce(settings.debounce_ms, settings.debounce_events_max, settings.debounce_wait_ms_max)
+
+    def render_all(self, events: Sequence[DeliveryEvent], now: int) -> Request:
+        """Return the request for one customer's events, at least one, in order. One alone is no list, unless the sink
+        debounces: it is to meet one form."""
+        if len(events) == 1 and not self.settings.debounce_ms:
+            return self.render(events[0], now)
+        ids = hashlib.blake2b("\0".join(event.delivery_id for event in events).encode(), digest_size=16)
+        last = events[-1]
+        joined = b'{"type":"whatsapp.batch","timestamp":"%b"' % iso(last.at or last.accepted_at).encode()
+        batch_id = f"batch_{ids.hexdigest()}"
+        if self.settings.kind == "kafka":
+            around = {"id": batch_id, "sink": self.name, "customer": last.customer}
+            body = b"%b,%b" % (joined, ascii_json(msgspec.json.encode(around))[1:-1])
+            body += b',"events":[%b]}' % b",".join(self._message(event).body for event in events)
+            return Request(
+                {"content-type": "application/json", "depesche-id": batch_id, **_beside(last)},
+                body,
+            )
+        body = b'%b,"data":[%b]}' % (joined, b",".join(_one_of_a_list(event) for event in events))
+        return self._signed(batch_id, body, last, now)
+
     def render(self, event: DeliveryEvent, now: int) -> Request:
         """Return the request of an attempt at `now` (Unix ms)."""
         match self.settings.kind:
@@ -104,14 +135,17 @@ class Target:
             ascii_json(event.body),
             b',"tags":%b' % msgspec.json.encode(event.tags) if event.tags else b"",
         )
+        return self._signed(event.delivery_id, body, event, now)
+
+    def _signed(self, webhook_id: str, body: bytes, event: DeliveryEvent, now: int) -> Request:
         seconds = str(now // 1_000)
-        signed = b"%b.%b.%b" % (event.delivery_id.encode(), seconds.encode(), body)
+        signed = b"%b.%b.%b" % (webhook_id.encode(), seconds.encode(), body)
         signatures = (b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode() for key in self._keys)
         return Request(
             {
                 "Content-Type": "application/json",
                 "Content-Length": str(len(body)),
-                "webhook-id": event.delivery_id,
+                "webhook-id": webhook_id,
                 "webhook-timestamp": seconds,
                 "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
                 **_beside(event),
@@ -136,6 +170,17 @@ class Target:
             {"content-type": "application/json", "depesche-id": event.delivery_id, **_beside(event)},
             b'%b,"data":%b}' % (head[:-1], ascii_json(event.body)),
         )
+
+
+def _one_of_a_list(event: DeliveryEvent) -> bytes:
+    head: dict[str, Any] = {
+        "id": event.delivery_id,
+        "type": f"whatsapp.{event.kind}",
+        "timestamp": iso(event.at or event.accepted_at),
+    }
+    if event.tags:
+        head["tags"] = list(event.tags)
+    return b'%b,"data":%b}' % (ascii_json(msgspec.json.encode(head))[:-1], ascii_json(event.body))
 
 
 def _beside(event: DeliveryEvent) -> dict[str, str]:

@@ -35,6 +35,8 @@ class Bot:
     def __init__(self, answer: Answer = take) -> None:
         self.answer = answer
         self.seen: list[Seen] = []
+        self.lists: list[list[int]] = []
+        """The numbers of the events of each request."""
         self.under_way: dict[str, int] = {}
         self.most_under_way = 0
         self.overlaps = 0
@@ -65,18 +67,22 @@ class Bot:
         body = await request.read()
         said = json.loads(body)
         said = said.get("data", said)
-        customer, number = said["c"], said["n"]
+        events = [one["data"] for one in said] if isinstance(said, list) else [said]
+        customer = events[0]["c"]
+        self.lists.append([event["n"] for event in events])
         self.under_way[customer] = self.under_way.get(customer, 0) + 1
         self.overlaps += self.under_way[customer] > 1
         self.most_under_way = max(self.most_under_way, sum(self.under_way.values()))
-        earlier = self._came.get((customer, number), 0)
-        self._came[customer, number] = earlier + 1
         status = 0
         try:
-            status = await self.answer(customer, number, earlier)
+            for event in events:
+                earlier = self._came.get((customer, event["n"]), 0)
+                self._came[customer, event["n"]] = earlier + 1
+                status = max(status, await self.answer(customer, event["n"], earlier))
         finally:
             self.under_way[customer] -= 1
-            self.seen.append(Seen(customer, number, body, dict(request.headers), status))
+            headers = dict(request.headers)
+            self.seen += [Seen(customer, event["n"], body, headers, status) for event in events]
         return web.Response(status=status)
 
     def taken(self, customer: str | None = None) -> list[tuple[str, int]]:

@@ -823,3 +823,87 @@ async def test_a_paused_sink_hands_nothing_over(world: World) -> None:
     assert other.numbers("c0") == [0]
     await said(world, "bot", paused=False)
     await until(lambda: other.numbers("c0") == [0, 1])
+
+
+async def test_a_burst_comes_as_one_list_after_a_silence_and_the_next_as_another(world: World) -> None:
+    """Three lines typed in a second are one question. Others' bursts are theirs."""
+    bot = await world.bot()
+    stage = await world.deliver(target(bot, kind="standard", debounce_ms=500))
+    for number in range(3):
+        await world.append("a", number)
+        await asyncio.sleep(0.05)
+    await world.append("b", 0)
+    assert bot.seen == []
+    await until(lambda: bot.numbers("a") == [0, 1, 2])
+    await world.append("a", 3)
+    await until(lambda: bot.numbers("a") == [0, 1, 2, 3])
+    assert sorted(bot.lists) == [[0], [0, 1, 2], [3]]
+    request = bot.seen[0]
+    said = Webhook("whsec_" + b64encode(bytes(32)).decode()).verify(request.body, request.headers)
+    assert said["type"] == "whatsapp.batch"
+    assert [one["id"] for one in said["data"]] == ["evt_a_0", "evt_a_1", "evt_a_2"]
+    assert len({seen.headers["webhook-id"] for seen in bot.seen}) == 3
+    await until(committed(stage))
+
+
+async def test_a_list_has_a_bound_and_the_first_event_waits_no_longer_than_its_time(world: World) -> None:
+    """Somebody who never stops typing is answered all the same."""
+    bot = await world.bot()
+    await world.deliver(
+        target(bot, kind="standard", debounce_ms=60_000, debounce_events_max=4, debounce_wait_ms_max=600)
+    )
+    await world.append("a", *range(10))
+    await until(lambda: bot.lists[:2] == [[0, 1, 2, 3], [4, 5, 6, 7]], 1.5)
+    await until(lambda: bot.lists[2:] == [[8, 9]], 10)
+
+
+async def test_joined_events_survive_a_crash_and_are_joined_again(world: World) -> None:
+    """What waits for a silence stands on the log alone; a restart asks the log's own times, and does not wait anew."""
+    bot = await world.bot()
+    await world.deliver(target(bot, kind="standard", debounce_ms=400))
+    await world.append("a", 0, 1)
+    await asyncio.sleep(0.1)
+    await world.crash_and_reopen()
+    assert bot.seen == []
+    await asyncio.sleep(0.3)
+    await world.deliver(target(bot, kind="standard", debounce_ms=400))
+    await until(lambda: bot.lists == [[0, 1]], 2)
+
+
+async def test_a_list_that_fails_is_parted_so_that_one_event_does_not_spoil_the_others(world: World) -> None:
+    """Each then has its own patience: the bad one is set aside, the good ones are taken, in order."""
+
+    async def refuse_one(customer: str, number: int, earlier: int) -> int:
+        return 422 if number == 1 else 200
+
+    bot = await world.bot(refuse_one)
+    stage = await world.deliver(target(bot, kind="standard", debounce_ms=100, give_up_after_s=0.3))
+    await world.append("a", 0, 1, 2)
+    await until(lambda: bot.numbers("a") == [0, 2])
+    assert bot.lists[0] == [0, 1, 2]
+    (letter,) = await world.dead_letters()
+    assert letter.value == value("a", 1)
+    await world.append("a", 3, 4)
+    await until(lambda: bot.lists[-1] == [3, 4])
+    await until(committed(stage))
+
+
+async def test_a_list_is_the_same_bytes_while_the_sink_is_down(world: World) -> None:
+    """More arrives meanwhile: it waits for the next list, so that a retry can be known for one."""
+    up = False
+
+    async def away(customer: str, number: int, earlier: int) -> int:
+        return 200 if up else 503
+
+    bot = await world.bot(away)
+    await world.deliver(target(bot, kind="standard", debounce_ms=50))
+    await world.append("a", 0, 1)
+    await until(lambda: len(bot.lists) >= 2)
+    await world.append("a", 2)
+    await until(lambda: len(bot.lists) >= 4)
+    up = True
+    await until(lambda: bot.numbers("a") == [0, 1, 2])
+    assert bot.lists[-1] == [2]
+    assert all(numbers == [0, 1] for numbers in bot.lists[:-1])
+    assert len({seen.body for seen in bot.seen if seen.number == 0}) == 1
+    assert len({seen.headers["webhook-id"] for seen in bot.seen if seen.number == 0}) == 1

@@ -137,3 +137,16 @@ def test_a_standard_secret_must_be_one(secret: str) -> None:
     with pytest.raises(Misconfigured, match=r"sinks\.bot\.secret") as failure:
         target("standard", secret)
     assert secret not in str(failure.value) or secret == "whsec_"
+
+
+def test_a_topic_gets_a_list_with_each_event_as_it_would_be_alone() -> None:
+    """One form for whoever reads: an envelope, and in it the messages it knows."""
+    settings = SinkSettings(name="bot", kind="kafka", topic="brand", debounce_ms=100)
+    topic = Target(settings, [], {"bootstrap_servers": ["127.0.0.1:9"]})
+    events = [event(), event(at=1_700_000_001_000)]
+    request = topic.render_all(events, now_ms())
+    said = json.loads(request.body)
+    assert (said["type"], said["sink"], said["customer"]) == ("whatsapp.batch", "bot", "main:49")
+    assert said["id"] == request.headers["depesche-id"]
+    assert said["events"] == [json.loads(topic.render(one, now_ms()).body) for one in events]
+    assert json.loads(topic.render_all(events[:1], now_ms()).body)["events"] == said["events"][:1]
