@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from aiohttp import http_parser, web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from broker.errors import Misconfigured
@@ -56,6 +57,7 @@ class Refused(Exception):
 
 Handler = Callable[[web.BaseRequest], Awaitable[Answer | web.StreamResponse]]
 """Answers a request; a stream it has begun itself is finished by the time it returns."""
+Malformed = Callable[[], Answer]
 Reserve = Callable[[int], bool]
 """Takes so many bytes more (or gives them back, when negative) and says whether there was room."""
 
@@ -112,7 +114,23 @@ async def read_body(request: web.BaseRequest, bytes_max: int, reserve: Reserve) 
 class _Connection(RequestHandler):
     """A connection of ours: one whose headers do not come in time is closed. aiohttp itself would wait for ever."""
 
-    __slots__ = ("_headers_due",)
+    __slots__ = ("_headers_due", "_malformed")
+
+    def __init__(self, manager: web.Server, malformed: Malformed, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._malformed = malformed
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no HTTP is its sender's fault and gets no traceback: strangers could fill the log with them."""
+        if status >= 500 or not isinstance(exc, HttpProcessingError) or request.writer.output_size > 0:
+            return super().handle_error(request, status, exc, message)
+        return _response(self._malformed(), close=True)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -140,16 +158,36 @@ class _Connection(RequestHandler):
 
 
 class _Server(web.Server):
+    def __init__(self, handler: Any, malformed: Malformed, **options: Any) -> None:
+        super().__init__(handler, **options)
+        self._malformed = malformed
+
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return _Connection(self, self._malformed, loop=self._loop, **self._kwargs)
+
+
+def _response(answer: Answer, *, close: bool) -> web.Response:
+    response = web.Response(status=answer.status, headers=answer.headers, body=answer.body or None)
+    if answer.close or close:
+        response.force_close()
+    return response
 
 
 class Listener:
-    """One port. `name` is for log lines; with port 0 the system chooses, and `port` tells after `start`."""
+    """One port. `name` is for log lines; with port 0 the system chooses, and `port` tells after `start`. `malformed`
+    answers, and counts, what cannot be read as a request at all."""
 
-    def __init__(self, name: str, handler: Handler, host: str, port: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        handler: Handler,
+        host: str,
+        port: int,
+        malformed: Malformed = lambda: Answer(400, result="bad_request"),
+    ) -> None:
         self._name = name
         self._handler = handler
+        self._malformed = malformed
         self._host = host
         self.port = port
         self.draining = False
@@ -168,7 +206,7 @@ class Listener:
             "keepalive_timeout": IDLE_S_MAX,
             "lingering_time": LINGER_S_MAX,
         }
-        self._runner = web.ServerRunner(_Server(self._handle, **options), shutdown_timeout=1.0)
+        self._runner = web.ServerRunner(_Server(self._handle, self._malformed, **options), shutdown_timeout=1.0)
         await self._runner.setup()
         await web.TCPSite(self._runner, self._host, self.port, backlog=1_024).start()
         self.port = self._runner.addresses[0][1]
@@ -199,7 +237,4 @@ class Listener:
                 self._idle.set()
         if isinstance(answer, web.StreamResponse):
             return answer
-        response = web.Response(status=answer.status, headers=answer.headers, body=answer.body or None)
-        if answer.close or self.draining:
-            response.force_close()
-        return response
+        return _response(answer, close=self.draining)

@@ -9,7 +9,7 @@ for no worker. `receiver_app` is the port around it.
 | no signature, a wrong one, two of them               | 401, empty                                                 |
 | an app nobody configured; another path               | 404                                                        |
 | a method that is neither                             | 405                                                        |
-| a body too slow, broken off                          | 408, 400                                                   |
+| a body too slow, broken off; what is no HTTP         | 408, 400, 400                                              |
 | more than `body_bytes_max`                           | 413                                                        |
 | `Content-Encoding`                                   | 415: the signature is over bytes, and bombs are compressed |
 | not durable in time; more bytes in flight than bound | 503 and `Retry-After`: Meta keeps it and comes again       |
@@ -371,4 +371,9 @@ def receiver_app(receiver: Receiver, settings: Settings, clock: Clock) -> Listen
             return answer
         return await receiver.accept(app, headers, body, began)
 
-    return Listener("receiver", handle, settings.receiver.host, settings.receiver.port)
+    def malformed() -> Answer:
+        answer = Answer(400, result="bad_request", close=True)
+        receiver.count(answer, clock.monotonic())
+        return answer
+
+    return Listener("receiver", handle, settings.receiver.host, settings.receiver.port, malformed)

@@ -361,6 +361,10 @@ class Gateway:
         why = "The body took too long." if status == 408 else "The body broke off."
         return answers.refused(status, error_of(INVALID, why), "refused", self._rng, close=True)
 
+    def malformed(self) -> Answer:
+        """Answer what cannot be read as a request."""
+        return self._refuse(400, error_of(INVALID, "What came is no HTTP request."), "refused", close=True)
+
     def count(self, answer: Answer, began: float) -> None:
         """Count a request when its answer is decided; `began` is monotonic."""
         self._requests[answer.result].inc()
@@ -387,4 +391,9 @@ def gateway_app(gateway: Gateway, settings: Settings, clock: Clock) -> Listener:
             return answer
         return await gateway.take(call, request.headers, body, began, lambda: is_gone(request))
 
-    return Listener("gateway", handle, settings.gateway.host, settings.gateway.port)
+    def malformed() -> Answer:
+        answer = gateway.malformed()
+        gateway.count(answer, clock.monotonic())
+        return answer
+
+    return Listener("gateway", handle, settings.gateway.host, settings.gateway.port, malformed)

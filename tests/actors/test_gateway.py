@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -336,6 +337,22 @@ async def test_the_largest_documented_messages_are_taken_however_they_are_escape
         body = json.dumps({**TEXT, **message}).encode()
         assert len(body) > 390_000
         assert (await port.send(body))[0] == 200
+
+
+async def test_what_is_no_http_is_refused_in_graphs_shape_and_leaves_no_traceback(
+    port: Port, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Strangers knock at every port; a traceback for each would fill the log."""
+    before = count(metrics.gateway_requests, "refused")
+    broken = head("POST", PATH, {"Authorization": f"Bearer {KEY}", "X-Name": "a\0b", "Content-Length": 0})
+    for garbage in (broken, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 64, b"GET / SMTP/9.9\r\n\r\n"):
+        answer = await talk(port.listener.port, garbage)
+        start, _, text = answer.partition(b"\r\n\r\n")
+        assert start.split()[1] == b"400"
+        body = json.loads(text)
+        assert error((400, body, {"Content-Type": "application/json"}))[1] == 100
+    assert count(metrics.gateway_requests, "refused") == before + 3
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_body_that_breaks_off_is_not_taken(port: Port) -> None:
