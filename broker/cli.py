@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from broker import compose, inspect, trial
 from broker.commands.deadletters import deadletters
+from broker.commands.positions import positions
 from broker.commands.routes import routes
 from broker.commands.sinks import sinks
 from broker.commands.terms import EXIT_CHECK, EXIT_CODES, EXIT_CONFIG, config_option, fail, loaded, run_loop
@@ -215,6 +216,7 @@ def tail(
 main.add_command(deadletters)
 main.add_command(routes)
 main.add_command(sinks)
+main.add_command(positions)
 
 
 def _json(entry: Entry, *, reveal: bool) -> bytes:

@@ -27,17 +27,19 @@ from broker.admin import Admin
 from broker.clock import Clock, SystemClock
 from broker.config import Config, load
 from broker.core.customer import Context, context_of
-from broker.errors import LogUnavailable, Misconfigured
+from broker.errors import LogUnavailable, Misconfigured, WrongIncarnation
 from broker.gateway.app import Gateway, gateway_app
 from broker.gateway.passthrough import Passthrough
 from broker.log.catalogue import catalogue
-from broker.log.contract import Entry, LogEngine
+from broker.log.contract import Draft, Entry, LogEngine
+from broker.log.contract import Stage as LogStage
 from broker.log.door import Door
 from broker.log.embedded import EmbeddedLog
 from broker.log.glance import glance
 from broker.log.kafka import KafkaLog
 from broker.log.kafka_connection import connection
 from broker.log.kafka_topics import Topics
+from broker.log.position import NOWHERE, POSITION, encode_position
 from broker.receiver import Receiver, receiver_app
 from broker.reload import Reloader, Take
 from broker.sandbox.app import Sandbox
@@ -503,6 +505,24 @@ async def topics(config: Config, *, apply: bool) -> tuple[list[str], list[str]]:
         if apply:
             raise
         return made, [str(missing)]
+
+
+async def reset_position(config: Config, stage: LogStage, partition: int, *, reset: bool) -> str:
+    """Say why a stage refuses a partition, "" when it does not; with `reset`, let it begin at its logs' first records.
+
+    Fences the partition's owner for a moment. Raises `Misconfigured`, `LogUnavailable`.
+    """
+    engine = engine_of(config, SystemClock(), random.SystemRandom(), create=False)
+    if partition >= (partitions := engine.logs[stage.state].partitions):
+        raise Misconfigured(f"partition {partition}: {stage.name} has partitions 0 to {partitions - 1}")
+    async with EngineVisit(engine) as opened:
+        try:
+            await engine.seize(stage, partition)
+        except WrongIncarnation as wrong:
+            if reset:
+                await opened.append(stage.state, [Draft(POSITION, encode_position(NOWHERE), partition)])
+            return str(wrong)
+    return ""
 
 
 def _log_of(settings: LogSettings) -> str:

@@ -19,11 +19,20 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import tomlkit
+from aiokafka.admin import AIOKafkaAdminClient
 
 from broker import compose, trial
 from broker.config import load, parse
-from broker.log.catalogue import CONVERSATIONS, DEADLETTERS, DELIVERY_GROUP, catalogue, deliveries
-from broker.log.contract import Draft, Follow
+from broker.log.catalogue import (
+    CONVERSATIONS,
+    CUSTOMER_STAGE,
+    DEADLETTERS,
+    DELIVERY_GROUP,
+    catalogue,
+    deliveries,
+)
+from broker.log.contract import Draft, Follow, Lease, Restored, Step
+from broker.log.kafka import KafkaLog
 from schemas.records import DeadLetter, DeliveryEvent, encode
 from tests.flow.trial import ADA, Trial, free_base_port
 from tests.kafka.engine import kafka_log
@@ -289,3 +298,68 @@ async def test_sinks_on_kafka_are_looked_at_paused_and_replayed(
     told = await asyncio.to_thread(here, "tail", log_name, "--offset", "5000", "--json", "--config", config)
     again = [json.loads(line)["record"] for line in told.stdout.splitlines()]
     assert [one["delivery_id"] for one in again] == [f"e{n}" for n in range(4_990, 5_000)]
+
+
+async def one_step(log: KafkaLog) -> tuple[Restored, list[bytes]]:
+    """Own partition 0 of the customer stage for one step that reads what there is; return what it found."""
+    found: asyncio.Future[tuple[Restored, list[bytes]]] = asyncio.get_running_loop().create_future()
+
+    async def run(lease: Lease) -> None:
+        if lease.partition == 0:
+            restored = await lease.restore()
+            entries = await lease.fetch(100, 5.0)
+            await lease.commit(Step({CONVERSATIONS: entries[-1].offset + 1}, changes=[(KEY, b"state")]))
+            if not found.done():
+                found.set_result((restored, [entry.value for entry in entries]))
+        await asyncio.sleep(60)
+
+    member = await log.own(CUSTOMER_STAGE, run)
+    try:
+        return await asyncio.wait_for(found, 30)
+    finally:
+        await member.leave()
+
+
+@pytest.mark.kafka
+async def test_a_position_in_a_log_that_was_made_again_is_reset_by_an_operator_alone(
+    kafka: KafkaForTests, kafka_prefix: str, tmp_path: Path
+) -> None:
+    """Without --yes nothing changes; with it the stage goes on at the first record there is, with its state."""
+    made = trial.prepare(tmp_path / "data", trial.Ports.from_base(free_base_port()))
+    config = on_kafka(made, kafka.bootstrap, kafka_prefix)
+    specs = catalogue(parse(tomllib.loads(config.read_text())))
+    words = ("positions", "reset", "customer", "--partition", "0", "--config", config)
+    async with kafka_log(kafka.bootstrap, kafka_prefix, specs) as log:
+        await log.append(CONVERSATIONS, [Draft(KEY, b"before", 0) for _ in range(3)], 10.0)
+        assert (await one_step(log))[1] == [b"before"] * 3
+    told = await asyncio.to_thread(here, *words)
+    assert (told.returncode, "its position is right; nothing was changed" in said(told)) == (4, True)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    await admin.start()
+    try:
+        await admin.delete_topics([kafka_prefix + CONVERSATIONS])
+        for _ in range(200):
+            if kafka_prefix + CONVERSATIONS not in await admin.list_topics():
+                break
+            await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
+    async with kafka_log(kafka.bootstrap, kafka_prefix, specs) as log:
+        await log.append(CONVERSATIONS, [Draft(KEY, b"after", 0)], 10.0)
+    told = await asyncio.to_thread(here, *words)
+    assert (told.returncode, "it was deleted and made again" in told.stdout) == (4, True), told.stderr
+    assert "with --yes it is reset" in told.stderr
+    told = await asyncio.to_thread(here, *words, "--yes")
+    assert (told.returncode, told.stdout.endswith("each of its logs\n")) == (0, True), told.stderr
+    async with kafka_log(kafka.bootstrap, kafka_prefix, specs) as log:
+        restored, values = await one_step(log)
+    assert (restored.position, dict(restored.records), values) == ({}, {KEY: b"state"}, [b"after"])
+
+
+def test_a_position_is_not_reset_under_a_running_broker(running: Trial) -> None:
+    """The embedded log is its process's; and a partition there is not is wrong usage."""
+    words = ("positions", "reset", "customer", "--config", running.config, "--partition")
+    told = here(*words, "0", "--yes")
+    assert (told.returncode, "has this log open" in said(told)) == (3, True)
+    told = here(*words, "99")
+    assert (told.returncode, "customer has partitions 0 to" in said(told)) == (2, True)

@@ -2,4 +2,5 @@
 
 terms.py        what all commands share: exit codes, options, how errors become a line and a code
 deadletters.py  `depesche deadletters …`      sinks.py  `depesche sinks …`
+positions.py    `depesche positions …`
 """
