@@ -505,6 +505,8 @@ def _usual(body: bytes, app: str, received_at: int, portfolios: Mapping[str, str
     ):
         return None
     place = Place("messages", text(value.metadata.phone_number_id), "")
+    if not place.phone_number_id:
+        return None  # it may concern the account
     found = read_message(value.messages[0], place) if value.messages else read_status(value.statuses[0], place)
     if found is None:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker.core.items import READERS
@@ -494,6 +494,7 @@ usual_values = st.fixed_dictionaries(
 ) | st.fixed_dictionaries({"statuses": st.lists(values, min_size=1, max_size=1)}, optional={"contacts": json_values})
 
 
+@example({"messages": [{"id": 0}]})
 @given(usual_values)
 def test_whatever_stands_in_them_the_two_ways_agree(value: dict[str, Any]) -> None:
     """The same, for what no sample shows."""
