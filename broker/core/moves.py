@@ -15,6 +15,10 @@ what still arrives for them is sent on, under the instant of the move: an older 
 goes from A to B and back to A ends at A. Everything here is one step of its key's actor: state, claim, answer and what
 is sent on are durable together or not at all, so a crash between two of them leaves nobody in two places.
 
+Downstream, a person keeps the key they were first known by (`order_key`), so lanes, pair budgets and deliveries go on
+in one order. Where both keys had sends under way when they became one, the two debts of the pair are not added: Meta
+may say 131056 once, which the sender waits out.
+
 Nothing is guessed: a BSUID that is seen with two phones makes no one person of them (only a system message does), ids
 of two portfolios never meet, and what names neither id of a key's customer goes elsewhere.
 """

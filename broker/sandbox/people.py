@@ -41,11 +41,13 @@ class Person(Struct):
     """Of marketing, by the platform's own switch."""
     disclosed: dict[str, int] = field(default_factory=dict)
     """For each number, until when it sees the phone although the person hides it (Unix ms)."""
+    handle: str = ""
+    """The platform's own name of a person who got another phone or BSUID since: the id they had at first."""
 
     @property
     def id(self) -> str:
         """The platform's own handle of the person."""
-        return self.wa_id or self.bsuid
+        return self.handle or self.wa_id or self.bsuid
 
     @property
     def digits(self) -> str:
@@ -120,6 +122,8 @@ class People:
         if len(self._by_id) >= PEOPLE_MAX and person.id not in self._by_id:
             self._forget_one()
         self._by_id[person.id] = person
+        if person.wa_id:
+            self._by_id[person.wa_id] = person
         if person.bsuid:
             self._by_bsuid[person.bsuid] = person
         if named:

@@ -656,6 +656,35 @@ class Platform:
         self._out(number, person, "message", value, ref)
         return message_id
 
+    def renumber(self, number: str, person_id: str, *, wa_id: str = "", bsuid: str = "") -> str:
+        """A person gets another phone, another BSUID, or both; this number is told by a system message. Returns its
+        wamid. What is sent to the old phone still reaches them: it was theirs a moment ago.
+
+        Raises KeyError for an unknown number or person.
+        """
+        person = self.people.get(person_id)
+        if person is None:
+            raise KeyError(person_id)
+        at = self.clock.now()
+        was_shown, before = person.shows_phone(number, at), (person.wa_id, person.bsuid)
+        person.handle = person.id
+        person.wa_id, person.bsuid = wa_id or person.wa_id, bsuid or person.bsuid
+        self.introduce(person)
+        says_number = bool(wa_id) and was_shown
+        system: Json = {"type": "user_changed_number" if says_number else "user_changed_user_id"}
+        system["body"] = f"{person.name or 'A customer'} changed"
+        if says_number:
+            system["wa_id"] = person.wa_id
+        if bsuid:
+            system |= {"user_id": person.bsuid, "previous_user_id": before[1]}
+        message_id = wamid(person.digits, False, at, self._rng)
+        item: Json = {"from": before[0]} if was_shown else {}
+        item |= {"id": message_id, "timestamp": str(at // 1_000), "type": "system", "system": system}
+        value = {"messaging_product": "whatsapp", "metadata": self._metadata(number), "messages": [item]}
+        ref = MessageRef(wamid=message_id, number=number, person=person_id, type="system", outgoing=False, at=at)
+        self._out(number, person, "message", value, ref)
+        return message_id
+
     def open_chat(self, number: str, person_id: str) -> int:
         """The customer looks at the chat: what was delivered is read, if receipts are on. Returns how many were."""
         person = self.people.get(person_id)

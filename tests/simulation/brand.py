@@ -164,11 +164,25 @@ def business_numbers() -> list[BusinessNumber]:
 
 
 def people() -> list[Person]:
-    """Return the customers: most have a phone, some countries write it in two ways, some hide it for good."""
+    """Return the customers: most have a phone, some countries write it in two ways, some hide it for good, and some
+    until we write to it. `Crowd` lets them change phones and ids."""
     phones = [f"1555000{number:04d}" for number in range(2_001, 2_017)]
     phones += ["551187654321", "5215512345678", "5491123456789", "4915550001234"]
-    known = [Person(wa_id=phone, bsuid=bsuid_of(phone), name=f"Customer {phone[-4:]}") for phone in phones]
+    known = [
+        Person(
+            wa_id=phone,
+            bsuid=bsuid_of(phone),
+            name=f"Customer {phone[-4:]}",
+            username=f"customer.{phone[-4:]}" if phone in HIDING else "",
+            hides_phone=phone in HIDING,
+        )
+        for phone in phones
+    ]
     known += [Person(wa_id=f"1555000{number}", name="Before 2026") for number in ("3001", "3002")]
     hidden = [f"US.1900000000000000000{number}" for number in range(4)]
     known += [Person(bsuid=bsuid, name="Sample", username=f"sample.{bsuid[-1]}") for bsuid in hidden]
     return known
+
+
+HIDING = ("15550002003", "15550002005", "15550002008", "15550002012")
+"""Seen by their BSUID alone until a number writes to the phone: a campaign makes one customer of two keys."""

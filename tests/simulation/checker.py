@@ -11,11 +11,17 @@ from collections import Counter, deque
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from broker.log.catalogue import CONVERSATIONS, DEADLETTERS, deliveries, sends
+from broker.core import dedupe
+from broker.core.customer_state import unpack
+from broker.core.moves import WAIT_MS
+from broker.log.catalogue import CONVERSATIONS, DEADLETTERS, STATE, deliveries, sends
+from broker.log.position import POSITION
 from broker.sandbox.limits import PairDebt
 from schemas.records import (
     LANES,
+    Claim,
     DeliveryEvent,
+    Handover,
     Item,
     Ready,
     SendRequest,
@@ -59,6 +65,11 @@ class Logs:
         self._cluster = cluster
         self._read_to: dict[tuple[str, int], int] = {}
         self.items: list[tuple[bytes, Item]] = []
+        self.arrived: list[tuple[int, bytes, Item]] = []
+        """The same messages, with when they were appended."""
+        self.asked: dict[tuple[str, int], int] = {}
+        self.answered: dict[tuple[str, int], int] = {}
+        """By key and move: when another key was asked for a person, and when it answered."""
         self.requests: list[tuple[bytes, SendRequest]] = []
         self.events: dict[str, list[Event]] = {sink.name: [] for sink in SETTINGS.sinks}
         self.ready: list[Ready] = []
@@ -68,31 +79,41 @@ class Logs:
 
     def update(self) -> None:
         """Read on from where the last call came to."""
-        for key, value in self._records(CONVERSATIONS):
+        for key, value, at in self._records(CONVERSATIONS):
             record = decode_conversation(value)
             if isinstance(record, Item):
                 self.items.append((key, record))
+                if record.kind == "message":
+                    self.arrived.append((at, key, record))
+            elif isinstance(record, Claim):
+                self.asked.setdefault((record.by, record.move), at)
+            elif isinstance(record, Handover):
+                self.answered[key.decode(), record.move] = at
             elif isinstance(record, SendRequest) and record.kind == "message":
                 self.requests.append((key, record))
         for sink, events in self.events.items():
-            for _, value in self._records(deliveries(sink)):
+            for _, value, _ in self._records(deliveries(sink)):
                 event = decode_delivery(value)
                 body = event_of(event.body)
                 events.append(Event(event, body, name_of(body)))
         for lane in LANES:
-            records = [decode_sends(value) for _, value in self._records(sends(lane))]
+            records = [decode_sends(value) for _, value, _ in self._records(sends(lane))]
             self.ready += [one for one in records if isinstance(one, Ready) and one.kind == "message"]
-        for _, value in self._records(DEADLETTERS):
+        for _, value, _ in self._records(DEADLETTERS):
             letter = decode_dead_letter(value)
             self.letters[letter.reason] += 1
             if letter.log.startswith("deliveries."):
                 self.set_aside.add(decode_delivery(letter.value).delivery_id)
 
-    def _records(self, log: str) -> list[tuple[bytes, bytes]]:
+    def states(self) -> list[dict[bytes, bytes]]:
+        """The last state of each customer, by partition."""
+        return [dict(partition.last) for partition in self._cluster.logs[STATE].partitions]
+
+    def _records(self, log: str) -> list[tuple[bytes, bytes, int]]:
         found = []
         for index, partition in enumerate(self._cluster.logs[log].partitions):
             entries, self._read_to[log, index] = partition.read(self._read_to.get((log, index), 0), 10_000_000)
-            found += [(entry.key, entry.value) for entry in entries]
+            found += [(entry.key, entry.value, entry.appended_at) for entry in entries]
         return found
 
 
@@ -112,6 +133,8 @@ class Checker:
         self._accepted_once()
         self._sends_in_order()
         self._events_in_order()
+        self._moves_in_order()
+        self._one_person_each()
         self._within_limits()
         return self.violations[:VIOLATIONS_MAX] + self.open_matters()[:VIOLATIONS_MAX]
 
@@ -209,8 +232,12 @@ class Checker:
 
     def _sends_in_order(self) -> None:
         place = {one.send_id: index for index, (_, one) in enumerate(reversed(self._logs.requests))}
-        lane_of = {one.send_id: (one.phone_number_id, one.customer, one.lane) for one in self._logs.ready}
-        last: dict[tuple[str, str, str], str] = {}
+        asked_by = {one.send_id: key for key, one in self._logs.requests}
+        lane_of = {
+            one.send_id: (one.phone_number_id, one.customer, one.lane, asked_by[one.send_id])
+            for one in self._logs.ready
+        }
+        last: dict[tuple[str, str, str, bytes], str] = {}
         seen: set[str] = set()
         for call in self._evidence.calls:
             if not call.accepted or call.kind != "message" or call.send in seen or call.send not in lane_of:
@@ -247,6 +274,64 @@ class Checker:
                 )
             done[receipt.sink, customer] = max(index, done.get((receipt.sink, customer), -1))
 
+    def _moves_in_order(self) -> None:
+        """What somebody wrote to a number under one key, before we could know that another key is theirs, is derived
+        before what they wrote to it under that other key. Not where a claim waited for longer than it may."""
+        person_of = {wrote.wamid: (wrote.number, wrote.person) for wrote in self._evidence.wrote}
+        person_of |= {
+            webhook.wamid: (webhook.number, webhook.person)
+            for webhook in self._evidence.webhooks.values()
+            if webhook.kind == "message"
+        }
+        where: dict[str, tuple[str, str, int]] = {}
+        for sink, events in self._logs.events.items():
+            for place, one in enumerate(events):
+                if one.event.kind == "message":
+                    wamid = one.body["entry"][0]["changes"][0]["value"]["messages"][0]["id"]
+                    where[wamid] = (sink, one.event.customer, place)
+        late = {
+            by
+            for (by, move), at in self._logs.asked.items()
+            if self._logs.answered.get((by, move), at + WAIT_MS) >= at + WAIT_MS
+        }
+        met: dict[tuple[str, str], dict[bytes, int]] = {}
+        streams: dict[tuple[str, str], list[tuple[int, bytes, str]]] = {}
+        first: set[str] = set()
+        for at, key, item in sorted(self._logs.arrived, key=lambda one: one[0]):
+            who = person_of.get(item.wamid)
+            if who is None or item.wamid in first:
+                continue
+            first.add(item.wamid)
+            if item.previous_wa_id or item.previous_bsuid or (item.wa_id and item.bsuid):
+                met.setdefault(who, {}).setdefault(key, at)
+            if item.wamid in where:
+                streams.setdefault(who, []).append((at, key, item.wamid))
+        for who, stream in streams.items():
+            for index, (_, key, wamid) in enumerate(stream):
+                known_at = met.get(who, {}).get(key, 0)
+                for before_at, before_key, before in stream[:index]:
+                    if before_key == key or before_at >= known_at or key.decode() in late:
+                        continue
+                    (sink, customer, place), (other_sink, other_customer, other_place) = where[wamid], where[before]
+                    if (sink, customer) == (other_sink, other_customer) and place < other_place:
+                        self._say("I3", f"{wamid} of {who[1]} was derived before {before}, written under another key")
+
+    def _one_person_each(self) -> None:
+        """No state remembers messages of two people."""
+        owner = {
+            dedupe.fingerprint(f"msg:{wrote.number}:{wrote.wamid}"): wrote.person for wrote in self._evidence.wrote
+        }
+        for partition in self._logs.states():
+            for key, value in partition.items():
+                ring = b"" if key == POSITION else unpack(value).taken
+                people = {
+                    owner[hashed]
+                    for at in range(0, len(ring), dedupe.ENTRY_BYTES)
+                    if (hashed := ring[at : at + 8]) in owner
+                }
+                if len(people) > 1:
+                    self._say("I1", f"the state of {key.decode()} remembers messages of {sorted(people)}")
+
     # ── I4 ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _within_limits(self) -> None:
@@ -258,6 +343,9 @@ class Checker:
         for digest in self._evidence.digests:
             inbound.setdefault((digest.process, digest.number), []).append(digest)
         pairs: dict[tuple[str, str], tuple[PairDebt, list[Issued]]] = {}
+        order_of = {ready.send_id: ready.customer for ready in self._logs.ready}
+        """A person's pair is told by the key their order is kept under: where two keys with sends under way become one,
+        their debts stay two until these are repaid, and Meta may say 131056 (core/moves.py)."""
         for one in self._evidence.issued:
             window = windows[one.number]
             window.append(one.at)
@@ -271,7 +359,8 @@ class Checker:
             if len(window) + came > tier:
                 spent = f"{len(window)} sends and {came} inbound in the second up to {one.at:.3f}, {tier} fit"
                 self._say("I4", f"…{one.number[-3:]}: {spent} ({one.process})")
-            debt, burst = pairs.get((one.number, one.customer), (PairDebt(), []))
+            pair = (one.number, order_of.get(one.send_id, one.customer))
+            debt, burst = pairs.get(pair, (PairDebt(), []))
             if debt.free_at <= one.at:
                 burst = []
             burst.append(one)
@@ -283,7 +372,7 @@ class Checker:
                 self._say("I4", f"{where} it owes until {debt.free_at:.3f}: {sent}")
                 debt, burst = PairDebt(), [one]
             debt.charge(one.at)
-            pairs[one.number, one.customer] = debt, burst
+            pairs[pair] = debt, burst
 
     def _debt_of_its_owner(self, burst: list[Issued]) -> tuple[PairDebt, list[Issued]]:
         """Return the debt that whoever made a burst's last send may believe in, and the sends it holds.

@@ -30,6 +30,10 @@ class Crowd:
         self._random = evidence.sim.random("crowd")
         self._people = people()
         self._places: dict[tuple[str, str], int] = {}
+        self._moving = evidence.sim.random("moves")
+        self._phones: dict[int, list[str]] = {}
+        """Those each person had, by their place in the list, the present one last."""
+        self.moves = 0
         self.quiet = False
         self.rate = 1.0
         """Turns to write a second, all customers together: the most talkative is answered as fast as a pair allows."""
@@ -53,8 +57,24 @@ class Crowd:
             if random.random() < 0.02:
                 self._platform.prefer(number, person.id, marketing=random.random() < 0.5)
                 continue
+            if self._moving.random() < MOVES:
+                self.move(line.phone_number_id, index)
             for _ in range(random.choice([1, 1, 1, 1, 1, 2, 5])):
                 self.say(number, person)
+
+    def move(self, number: str, index: int) -> None:
+        """Let somebody get another phone, or go back to one they had, and with it another BSUID."""
+        person, self.moves = self._people[index], self.moves + 1
+        bsuid = f"US.77{self.moves:018d}" if person.bsuid else ""
+        if not person.wa_id:
+            self._platform.renumber(number, person.id, bsuid=bsuid)
+            return
+        phones = self._phones.setdefault(index, [person.wa_id])
+        phone = f"1555100{self.moves:04d}"
+        if len(phones) > 1 and self._moving.random() < 0.4:
+            phone = self._moving.choice(phones[:-1])
+        phones.append(phone)
+        self._platform.renumber(number, person.id, wa_id=phone, bsuid=bsuid)
 
     def greet(self, number: str, index: int) -> None:
         """Let somebody write to a number, so that it has statuses and we hear that Meta's webhooks arrive."""
@@ -69,6 +89,9 @@ class Crowd:
         stream = f"{number[-1]}x{self._people.index(person)}"
         self._platform.write(number, person.id, "text", {"body": f"[{stream}:{place}] {words}"})
 
+
+MOVES = 0.05
+"""Of those who write, how many have another phone since: a dozen or two in a run, where a year has one for each."""
 
 _WORDS = (("#2", 0.15), ("#3", 0.08), ("#quote", 0.1), ("#mark", 0.2), ("#code", 0.08), ("#poison", 0.006))
 

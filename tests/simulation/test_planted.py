@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from broker.core import pacing, sender, slot
-from broker.core.customer_state import pack, unpack
+from broker.core import moves, pacing, sender, slot
+from broker.core.customer_state import Customer, pack, unpack
 from broker.core.pacing import PairDebt, Window
 from broker.core.sender import Phase, Send
 from broker.core.slot import Plan
@@ -151,6 +151,22 @@ def debt_repaid_by_our_clock(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sender, "pair_surely_open_at", pacing.pair_open_at)
 
 
+def moved_without_memory(patch: pytest.MonkeyPatch) -> None:
+    """Who moves to another key brings along what is known of them, but not what was taken."""
+
+    def forgetful(packed: bytes) -> Customer:
+        customer = unpack(packed)
+        customer.taken = b""
+        return customer
+
+    patch.setattr(moves, "unpack", forgetful)
+
+
+def nothing_is_sent_on(patch: pytest.MonkeyPatch) -> None:
+    """What comes for somebody who has left is taken, and goes nowhere."""
+    patch.setattr(moves.Residence, "_send_on", lambda self, arrival, left: True)
+
+
 STORMS_MAX = 12
 """Storms change with every change of the code, so a bug is looked for in several; most are found in the first."""
 
@@ -166,6 +182,8 @@ STORMS_MAX = 12
         (full_bucket, "I4"),
         (inbound_ignored, "I4"),
         (dedupe_forgotten, "I2"),
+        (moved_without_memory, "I2"),
+        (nothing_is_sent_on, "I1"),
     ],
 )
 def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Plant, promise: str) -> None:
