@@ -32,8 +32,8 @@ class Number(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A business number: who may send from it, how fast, and at which slot its sender lives.
 
     `throughput_mps`: Meta's tier (80, 1,000 or 20 in coexistence), inbound included; an upgrade that Meta tells raises
-    80 by itself. `slot`: partition of the
-    `sends`, `ledger` and `traffic` logs, written once and never changed while sends are waiting.
+    80 by itself. `slot`: partition of the `sends`, `ledger` and `traffic` logs, written once and never changed while
+    sends are waiting.
     """
 
     phone_number_id: str
