@@ -13,7 +13,10 @@ from typing import Any
 
 import msgspec
 
+from broker.core.customer_state import Customer, unpack
+from broker.log.catalogue import STATE
 from broker.log.contract import Entry
+from broker.log.position import POSITION
 from schemas import records
 
 TEXT_CHARS_MAX = 160
@@ -34,7 +37,7 @@ def as_tree(entry: Entry) -> dict[str, Any]:
         "offset": entry.offset,
         "appended_at": instant(entry.appended_at),
         "key": readable(entry.key),
-        "record": record_tree(entry.value),
+        "record": _record(entry),
     }
 
 
@@ -54,9 +57,43 @@ def record_tree(value: bytes) -> dict[str, Any]:
     return _tree(record)
 
 
+def _record(entry: Entry) -> dict[str, Any]:
+    if entry.log == STATE and entry.key != POSITION and entry.value:
+        try:
+            return customer_tree(unpack(entry.value))
+        except msgspec.MsgspecError:
+            pass
+    return record_tree(entry.value)
+
+
+def customer_tree(customer: Customer) -> dict[str, Any]:
+    """Return what is remembered of a customer, by name, without what is empty: when each window was opened, what was
+    said about marketing with its time and proof, where somebody went. Rings are shown by their size."""
+    tree: dict[str, Any] = {"type": "customer"}
+    fresh = Customer()
+    for name in customer.__struct_fields__:
+        value = getattr(customer, name)
+        if value != getattr(fresh, name):
+            tree[name] = f"{len(value)} bytes" if isinstance(value, bytes) else _named(value)
+    for change in tree.get("consent", ()):
+        change["at"] = instant(change["at"])
+    return tree
+
+
+def _named(value: Any) -> Any:
+    """Return structs by the names of their members, and bytes so that JSON can say them."""
+    if isinstance(value, msgspec.Struct):
+        return {name: _named(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, list | tuple):
+        return [_named(one) for one in value]
+    if isinstance(value, dict):
+        return {readable(name) if isinstance(name, bytes) else str(name): _named(one) for name, one in value.items()}
+    return readable(value) if isinstance(value, bytes) else value
+
+
 def as_line(entry: Entry, *, reveal: bool = False) -> str:
     """Return a record in one line for a person. Long digit runs in texts are masked unless `reveal`: phone numbers."""
-    key, tree = readable(entry.key), record_tree(entry.value)
+    key, tree = readable(entry.key), _record(entry)
     if not reveal:
         key, tree = mask(key), masked(tree)
     what = str(tree.pop("type", "?"))

@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from broker import inspect
+from broker.core.consent import Change
+from broker.core.customer_state import Customer, pack
 from broker.log.contract import Entry
 from schemas.records import DeadLetter, Item, encode
 
@@ -88,3 +90,27 @@ def test_what_is_nested_too_deeply_is_shown_as_bytes(depth: int) -> None:
     shown = inspect.masked(inspect.as_tree(entry(encode(item))))
     assert shown["record"]["body"] == "[" * depth + "]" * depth
     assert inspect.as_line(entry(encode(item))).isprintable()
+
+
+def test_a_customers_state_is_shown_by_name_with_the_proof_of_an_opt_out() -> None:
+    """Somebody asks why no offer came: the answer is what they said, when, to which number, and in which message."""
+    stop = Change(1_790_000_000_000, True, "106540352242922", "word:stop", "wamid.HBgL")
+    customer = Customer(taken=b"x" * 26, windows={"106540352242922": 5}, consent=[stop])
+    entry = Entry("state", 0, 1, b"main:15550001234", pack(customer), 0)
+    tree = inspect.as_tree(entry)["record"]
+    assert tree == {
+        "type": "customer",
+        "taken": "26 bytes",
+        "windows": {"106540352242922": 5},
+        "consent": [
+            {
+                "at": "2026-09-21T14:13:20.000Z",
+                "stopped": True,
+                "number": "106540352242922",
+                "source": "word:stop",
+                "proof": "wamid.HBgL",
+            }
+        ],
+    }
+    assert "15550001234" not in inspect.as_line(entry)
+    assert inspect.as_tree(Entry("state", 0, 2, b"\x00position", b"7", 0))["record"] == {"unreadable": "7"}
