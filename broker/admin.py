@@ -1,7 +1,7 @@
 """The admin port: `/livez`, `/readyz`, `/startupz`, `/metrics`. For the pod's address only, never public.
 
 Live never asks Kafka, Graph or a disk: their outage must not restart us. Every body gives the reason. A readiness
-that changes to and fro is held: it changes at most every 10 s (operations.md 5).
+that changes to and fro is held: it changes at most every 10 s.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ STAGES = ("customer", "sender", "delivery")
 GRACE_S_RUN = 4.0
 """Everything in one process belongs to a person who pressed Ctrl-C."""
 GRACE_S_WORKER = 35.0
-"""Running calls are better finished than in doubt: operations.md 5."""
+"""Running calls are better finished than in doubt."""
 GRACE_S_PORT = 10.0
 
 LEASE_S_MAX = 30.0

@@ -21,9 +21,9 @@ from broker.errors import Misconfigured
 logger = logging.getLogger("depesche.listener")
 
 HEADER_S_MAX = 10.0
-"""From the first byte of a request (or the connection) to the end of its headers. Source: operations.md 8."""
+"""From the first byte of a request (or the connection) to the end of its headers."""
 BODY_S_MAX = 20.0
-"""From the end of the headers to the end of the body. Source: operations.md 8."""
+"""From the end of the headers to the end of the body."""
 IDLE_S_MAX = 75.0
 """A connection without a request is kept longer than load balancers keep theirs (60 s), so that they are the ones
 to close it: the other way round a request meets a closing connection."""

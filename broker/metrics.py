@@ -1,7 +1,7 @@
 """Every metric, one line each, with its meaning. Label values are few or bounded by the configuration.
 
 Never a customer, a wamid, a send id, a URL or free text in a label. Time series are created at zero by `prepare`, so that
-a rate is right from the first event on. Names and buckets: operations.md 3.
+a rate is right from the first event on.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ INBOUND_AGE_MS_MAX = 60_000
 """Older messages come from Meta's queue after an outage and were counted against the tier when they were written."""
 
 FAILING_S_MAX = 15.0
-"""Appends that fail for so long on end take us out of service (operations.md 5)."""
+"""Appends that fail for so long on end take us out of service."""
 
 CHALLENGE_CHARS_MAX = 256
 """Meta's are ten digits."""

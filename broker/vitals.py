@@ -11,7 +11,7 @@ from broker.clock import Clock
 
 TICK_S = 0.1
 LIVE_S_MAX = 10.0
-"""A loop that has not ticked for so long is stuck: restart it (operations.md 5)."""
+"""A loop that has not ticked for so long is stuck: restart it."""
 MEMORY_READY_MAX = 0.85
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 """4 KiB on most machines, 16 or 64 on some with ARM."""

@@ -51,7 +51,7 @@ class Item(Struct, tag="item", frozen=True, omit_defaults=True):
     """One item of a webhook, as the receiver found it. On `conversations`; account-level ones on `accounts`.
 
     `body` is a whole POST body in Meta's shape that holds this item alone, with its own contact only: what a sink of
-    kind `meta` receives. `dedupe` names the fact (meta-cloud-api.md 2.11), empty when it must not be deduplicated.
+    kind `meta` receives. `dedupe` names the fact, empty when it must not be deduplicated.
     `at` is Meta's timestamp, 0 when it has none. `send_id` is set when a status carries our own opaque data.
     `previous_wa_id`, `previous_bsuid`: the ids a system message says its customer had until now.
     """

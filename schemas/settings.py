@@ -189,7 +189,7 @@ class Hours(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class KafkaSettings(KafkaAccess, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The cluster our logs are on, and the timings of our clients (measured: operations.md 6)."""
+    """The cluster our logs are on, and the timings of our clients (measured)."""
 
     prefix: str = "depesche."
     replication_factor: int = 3
@@ -281,7 +281,7 @@ class SenderSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class DoubtSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How long a send of each class stays in doubt before it is sent again; -1 means never. design.md, "Doubt"."""
+    """How long a send of each class stays in doubt before it is sent again; -1 means never. ARCHITECTURE.md, "Doubt"."""
 
     otp_s: float = 10.0
     reply_s: float = 60.0

@@ -1,6 +1,6 @@
 """What Meta says to us, as far as we must understand it: whose item it is, what it is about, when it happened.
 
-Every member may be missing, and a number may stand where a string is documented, and the reverse (meta-cloud-api.md
+Every member may be missing, and a number may stand where a string is documented, and the reverse (Meta Cloud API
 2.1): so a member of one value is `Any`, and `broker.core.webhook` takes from it what it is. What is not named here is
 not read at all; it travels as the bytes it came in.
 """
@@ -57,7 +57,7 @@ class Echo(Struct):
 class Status(Struct):
     """`statuses[]`: how far a message of ours came; under field `calls`, how far a call of ours came.
 
-    The parent BSUID and a group's participant are each spelled in more than one way (meta-cloud-api.md 2.2).
+    The parent BSUID and a group's participant are each spelled in more than one way.
     """
 
     id: Any = None

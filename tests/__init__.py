@@ -1,1 +1,1 @@
-"""The proofs of the promises in design.md, from pure decisions up to processes that are killed."""
+"""The proofs of the promises in README.md, from pure decisions up to processes that are killed."""

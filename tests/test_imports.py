@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """From the ground up. A module belongs to the layer with its longest prefix and may import that layer and lower."""
 
 WORLD = {"asyncio", "time", "random", "logging", "socket", "os", "aiohttp", "aiokafka", "uvloop", "threading"}
-"""What a decision never imports: design.md, "Layout"."""
+"""What a decision never imports: ARCHITECTURE.md."""
 
 
 def layer_of(module: str) -> int:

@@ -8,7 +8,7 @@ read again, days later by a new process, does no harm: its time is over, and one
 A tier alone is kept elsewhere as well, in its slot's ledger: it is told once and for ever, and the log of accounts
 forgets after a week.
 
-Source: Meta Cloud API, webhook fields of accounts, numbers and templates (meta-cloud-api.md 2.9).
+Source: Meta Cloud API, webhook fields of accounts, numbers and templates.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from broker.core.media_url import to_ours
 from broker.core.opaque import is_send_id
 
 BODY_BYTES_MAX = 3 * 1024 * 1024
-"""Meta's own bound of a body, and what bots built for it take (meta-cloud-api.md 1.2)."""
+"""Meta's own bound of a body, and what bots built for it take."""
 
 Translate = Callable[[str], str]
 """Returns what is to stand in a string's place, "" to leave it."""

@@ -77,7 +77,7 @@ WAITING_BYTES_MAX = 1_000_000
 
 ATTEMPTS_MAX = 2
 """A send in doubt is repeated once: each repetition may be a duplicate, and doubt that returns has a cause that
-repeating does not cure (mechanisms.md L1)."""
+repeating does not cure."""
 
 LOOK_AGAIN_MS = 5_000
 """How often a doubt is looked at whose time is over while nothing proves that webhooks arrive."""

@@ -15,7 +15,7 @@ ENTRIES_MAX = 128
 flight is no person."""
 
 KEPT_MS = 8 * 24 * 3_600_000
-"""Meta repeats a webhook for up to 7 days (meta-cloud-api.md 1.2), plus margin."""
+"""Meta repeats a webhook for up to 7 days, plus margin."""
 
 _BYTES_MAX = ENTRIES_MAX * ENTRY_BYTES
 

@@ -28,7 +28,7 @@ def normalise_wa_id(text: str) -> str:
 
     The same phone is written in two ways in three countries, and Meta's `wa_id` may be either. Normal form is: Brazil
     with the ninth digit of mobiles, Mexico without the 1, Argentina with the 9.
-    Source: meta-cloud-api.md 2.2 and 7 (Meta: "Send messages", Brazil and Mexico; chatwoot issue 13932).
+    Source: Meta, "Send messages", Brazil and Mexico; chatwoot issue 13932.
     """
     digits = text if text.isascii() and text.isdigit() else text.translate(_BLANKS)
     if not (digits.isascii() and digits.isdigit()):

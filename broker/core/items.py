@@ -1,6 +1,6 @@
 """What an item of a webhook says about itself: what it is, whose, when, and under which name it is deduplicated.
 
-One reader for each list of items that Meta has. Source: meta-cloud-api.md 2.2 (who the user is), 2.11 (dedupe).
+One reader for each list of items that Meta has. Source: Meta Cloud API, "Webhooks".
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Five things can come of a call. Meta took the message (**accepted**). It did not
 not for now, and says so of a pair, a number, an account, an app, a template (**throttled**: wait, it was no attempt).
 It will not take anything from us until somebody acts (**stopped**: wait and probe). Or nobody knows (**in_doubt**).
 
-Source of the codes: Meta Cloud API, "Error codes" (meta-cloud-api.md, section 6). Branch on `code`, then on what it is
+Source of the codes: Meta Cloud API, "Error codes". Branch on `code`, then on what it is
 known to hide; never on the title, the HTTP status or a deprecated subcode, except where the table says so.
 """
 
@@ -398,7 +398,7 @@ def _error(status: int, error: _Error, retry_after: str) -> Verdict:
 
 
 def _rule_of_unknown(status: int, error: _Error) -> Rule:
-    """Return the rule for a code no table has: meta-cloud-api.md 6.7."""
+    """Return the rule for a code no table has."""
     if status == 401 or (error.type == "OAuthException" and 101 <= error.code <= 199):
         return _UNAUTHORISED
     if status == 429:

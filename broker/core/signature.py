@@ -1,7 +1,7 @@
 """Whether a webhook comes from Meta: HMAC-SHA256 over the raw bytes, with the app's secret.
 
 More than one secret is current while one is being rotated. The signature has no timestamp, so a captured POST stays
-valid: dedupe is the replay guard. Source: meta-cloud-api.md 1.2.
+valid: dedupe is the replay guard. Source: Meta, "Webhooks", validating payloads.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ POST body in Meta's shape that holds this update alone: members in their order, 
 stays 7.90), only the contacts of its own user, ASCII only as Meta writes it. A POST with one update stays as it is.
 
 Speed: the body is never built up as objects. Each level is read as names and raw slices, and of an item only the
-members that `schemas.webhook` names. Source of all rules about fields: meta-cloud-api.md 2.
+members that `schemas.webhook` names. Source of all rules about fields: Meta Cloud API, "Webhooks".
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ ACCOUNT_FIELDS = frozenset(
         "template_correct_category_detection",
     )
 )
-"""Fields that concern an account or a number as a whole (meta-cloud-api.md 2.9)."""
+"""Fields that concern an account or a number as a whole."""
 
 
 ENVELOPE_BYTES_MAX = 16_384

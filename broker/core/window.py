@@ -1,7 +1,7 @@
 """The customer service window: 24 h from when the customer last wrote to a number, free-form messages may go.
 
 A window is one instant: when it was last opened, in Unix ms by Meta's clock, 0 when it never was. Each pair of number
-and customer has its own. Source: Meta Cloud API, "Send messages", customer service windows; meta-cloud-api.md 5.
+and customer has its own. Source: Meta Cloud API, "Send messages", customer service windows.
 """
 
 from __future__ import annotations

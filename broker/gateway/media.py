@@ -1,7 +1,7 @@
 """Media of a number: uploads and downloads as streams, ids and urls that a key may touch, and no others.
 
 Whose a medium is, Meta knows: it serves an id together with a `phone_number_id` only if it was uploaded on, or came in
-at, that number (meta-cloud-api.md 3.4). So every question about an id names one of the key's own numbers, and what
+at, that number. So every question about an id names one of the key's own numbers, and what
 answers must look like a medium: behind an id might stand anything else that the token may read or delete. A url of ours
 carries its number, signed.
 """

@@ -1,4 +1,4 @@
-"""Which logs there are, how they are kept, and which stages read which. The table of design.md, "Logs"."""
+"""Which logs there are, how they are kept, and which stages read which."""
 
 from __future__ import annotations
 

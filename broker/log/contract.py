@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple, Protocol
 from msgspec import Struct, field
 
 RECORD_BYTES_MAX = 4_000_000
-"""Key and value of one record. Below the client's request limit (4.5 MB) and the topic's (5 MiB): operations.md 6.1."""
+"""Key and value of one record. Below the client's request limit (4.5 MB) and the topic's (5 MiB)."""
 
 METADATA_CHARS_MAX = 4_096
 """What fits beside a committed offset. Kafka counts characters (`offset.metadata.max.bytes`)."""

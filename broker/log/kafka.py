@@ -5,7 +5,7 @@
     kafka_group     a member of a consumer group          kafka_seat         one partition granted to this process
     kafka_lease     steps: transactions, and restores     kafka_follow       reading on with committed offsets
 
-Source of its rules: operations.md 6 and step-on-kafka.md, measured with aiokafka 0.14 against Apache Kafka 4.1.
+Its rules were measured with aiokafka 0.14 against Apache Kafka 4.1.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Starting a producer with the partition's transactional id fences the predecessor and settles what it had open. A step
 is one transaction over derived records, state and position. What is in doubt is not repaired: the lease is lost, and
-the next one believes what is committed. Why each line is as it is: step-on-kafka.md.
+the next one believes what is committed.
 """
 
 from __future__ import annotations

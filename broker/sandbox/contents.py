@@ -2,7 +2,7 @@
 
 Strict: an unknown key beside known ones is refused as Meta refuses it. Written from Meta's documents alone, without a
 look at the gateway's own check, so that each can find the other wrong.
-Source: Meta Cloud API, "Messages", "Interactive messages", "Template messages"; meta-cloud-api.md 3.1 to 3.3.
+Source: Meta Cloud API, "Messages", "Interactive messages", "Template messages".
 """
 
 from __future__ import annotations

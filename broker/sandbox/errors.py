@@ -1,6 +1,6 @@
 """Meta's error table as the sandbox answers from it: for every code its HTTP status, its title, its details.
 
-Source: Meta Cloud API, "Error codes" (meta-cloud-api.md, section 6); HTTP statuses as listed in December 2025. Titles
+Source: Meta Cloud API, "Error codes"; HTTP statuses as listed in December 2025. Titles
 of codes no sample shows are in our own words: whoever reads an answer branches on the code.
 """
 

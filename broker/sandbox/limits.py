@@ -1,7 +1,7 @@
 """Meta's limits on sending, each one exact: the tier of a sliding second, the pair limit, the window, the portfolio.
 
 Instants are monotonic seconds, except for the window and the portfolio, which outlive a process: Unix ms.
-Source: Meta Cloud API, "Throughput", "Pair rate limits", "Messaging limits"; meta-cloud-api.md 4.
+Source: Meta Cloud API, "Throughput", "Pair rate limits", "Messaging limits".
 """
 
 from __future__ import annotations

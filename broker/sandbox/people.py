@@ -1,7 +1,7 @@
 """Who is on WhatsApp: the people the platform knows, by phone, by business-scoped id, by username.
 
 A person may hide the phone once they took a username; a business number that was in touch with that phone within 30
-days still sees it. Source: Meta Cloud API, "Business-scoped user IDs"; meta-cloud-api.md 2.2.
+days still sees it. Source: Meta Cloud API, "Business-scoped user IDs".
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def test_what_is_not_graphs_leaves_doubt(status: int, body: bytes) -> None:
     ],
 )
 def test_unknown_codes_follow_their_rules_and_are_counted(status: int, body: bytes, outcome: Outcome) -> None:
-    """meta-cloud-api.md 6.7. `known` is what makes somebody look."""
+    """`known` is what makes somebody look."""
     verdict = classify(status, body)
     assert (verdict.outcome, verdict.known) == (outcome, False)
 

@@ -1,4 +1,4 @@
-"""Whether a run kept its promises, by what the outside saw of it. The invariants are those of operations.md 1.
+"""Whether a run kept its promises, by what the outside saw of it. The invariants: I1 to I4 and I8.
 
 I1 nothing accepted is lost · I2 nothing is sent twice but by policy · I3 order · I4 limits · I8 nothing silent.
 """

@@ -27,7 +27,7 @@ SESSION_TIMEOUT_S = 6.0
 HEARTBEAT_S = 0.5
 REBALANCE_TIMEOUT_S = 15.0
 TRANSACTION_TIMEOUT_S = 2.5
-"""As the Kafka engine sets them: operations.md 6.5, step-on-kafka.md "Settings"."""
+"""As the Kafka engine sets them."""
 
 TRIM_EVERY = 2_048
 """Records between two looks at what a partition may forget."""

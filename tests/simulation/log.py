@@ -45,7 +45,7 @@ from tests.simulation.loop import Process
 START_S_MAX = 10.0
 ASK_S_MAX = 10.0
 COMMIT_S_MAX = 8.0
-"""As the Kafka engine's: step-on-kafka.md."""
+"""As the Kafka engine's."""
 
 IN_FLIGHT_BYTES_MAX = 32 * 1024 * 1024
 """What one process may have on its way to the cluster; more waits."""

@@ -1,4 +1,4 @@
-"""The whole broker, in storms decided by seeds, keeps its promises: operations.md 1, as `checker.py` reads them."""
+"""The whole broker, in storms decided by seeds, keeps its promises, as `checker.py` reads them."""
 
 from __future__ import annotations
 

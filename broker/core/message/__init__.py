@@ -9,7 +9,7 @@ Every message type is written down as data, in shapes that also say what the Ope
     interactive.py   everything to tap
     request.py       the whole request: addressee, type, and which of Meta's errors a wrong one becomes
 
-The checks are Meta's documented ones (meta-cloud-api.md 3.1 to 3.3). Whatever we do not know passes: unknown members
+The checks are Meta's documented ones (Meta Cloud API, "Messages"). Whatever we do not know passes: unknown members
 always, unknown types and kinds unless the operator says otherwise. Nothing is changed: the body goes on as the bytes
 it came in.
 """

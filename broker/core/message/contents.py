@@ -1,6 +1,6 @@
 """The message types that hold one thing: text, a file, a place, contacts, a reaction, a pin.
 
-Source: Meta Cloud API, "Messages"; meta-cloud-api.md 3.2.
+Source: Meta Cloud API, "Messages".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Interactive messages: a text, and something to tap.
 
-Source: Meta Cloud API, "Interactive messages"; meta-cloud-api.md 3.2 and 3.3.
+Source: Meta Cloud API, "Interactive messages".
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Templates: what is filled into a text that Meta has approved. The text itself is Meta's, so what can be checked here
 is the form of each component, and that what is filled in alone is not longer than the whole may be.
 
-Source: Meta Cloud API, "Template messages"; meta-cloud-api.md 3.2 and 3.3.
+Source: Meta Cloud API, "Template messages".
 """
 
 from __future__ import annotations
