@@ -234,9 +234,10 @@ class Residence:
     # -- who comes
 
     def _instant(self, item: Item) -> int:
-        if 0 < item.at <= self._now + window.SKEW_MS_MAX:
-            return item.at
-        return min(item.received_at or self._now, self._now)
+        """Return when something happened, the same whenever it is asked: a clock of ours that is behind would otherwise
+        make a new move of a system message each time it is looked at."""
+        received_at = item.received_at or self._now
+        return item.at if 0 < item.at <= received_at + window.SKEW_MS_MAX else received_at
 
     def _moves_in(self, item: Item, arrival: Arrival) -> bool:
         """Whether a system message brings its person to this key: then the old key is asked."""

@@ -15,7 +15,7 @@ from broker.core.customer_state import QUIET_BYTES_MAX, Address, Customer, is_fo
 from broker.core.moves import HOPS_MAX, PARKED_MAX, WAIT_MS, Append, joined_consent, lives
 from broker.core.webhook import split
 from schemas.ids import CustomerKey
-from schemas.records import Claim, Forwarded, Handover, SendRequest, encode
+from schemas.records import Claim, Forwarded, Handover, SendRequest, decode_conversation, encode
 from tests.core.conversation import CONTEXT, KEY, NUMBER, PHONE, START, Story, message, notes, request
 from tests.core.town import PORTFOLIOS, Ids, Town, webhook
 
@@ -129,6 +129,23 @@ def test_from_a_to_b_and_back_to_a_ends_at_a() -> None:
     assert tale.heard() == ["m1", "system", "m2", "system", "m4", "m5"]
     assert lives(tale.town.state(f"main:{P1}"))
     assert not lives(tale.town.state(f"main:{P2}"))
+
+
+def test_a_system_message_moves_its_person_once_though_our_clock_is_behind() -> None:
+    """Its instant is Meta's. By our own clock it came from the future, and each look at it would be another move."""
+    tale = Tale()
+    tale.writes(P1)
+    moves = {"id": "wamid.s", "type": "system", "system": {"type": "user_changed_number", "wa_id": P2}}
+    tale.town.receive(webhook(moves, Ids(P1), tale.town.now))
+    tale.town.now -= 400_000
+    for _ in range(200):
+        for partition in range(3):
+            tale.town.step(partition)
+        tale.town.now += 10
+    claims = [value for log in tale.town.logs for _, value in log if isinstance(decode_conversation(value), Claim)]
+    assert len(claims) == 1
+    assert tale.heard() == ["m1", "system"]
+    assert tale.windows(P2) == 1
 
 
 def test_a_username_alone_changes_its_bsuid_and_stays_the_same_person() -> None:
