@@ -1,6 +1,6 @@
 """Between us and Graph, and between bots and us in Graph's place: answers and errors of the send endpoint.
 
-Source: Meta Cloud API, "Messages", responses. Read tolerantly (unknown members are ignored, documented ones may be missing),
+Source: Meta Cloud API, "Messages". Read tolerantly (unknown members are ignored, documented ones may be missing),
 written as Meta writes them. The requests themselves are checked by `broker.core.message` and travel as bytes.
 """
 

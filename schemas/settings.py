@@ -281,7 +281,7 @@ class SenderSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class DoubtSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How long a send of each class stays in doubt before it is sent again; -1 means never. ARCHITECTURE.md, "Doubt"."""
+    """How long a send of each class stays in doubt before it is sent again; -1: never. ARCHITECTURE.md, "Doubt"."""
 
     otp_s: float = 10.0
     reply_s: float = 60.0
