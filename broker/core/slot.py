@@ -18,7 +18,7 @@ from broker.core.backlog import Backlog
 from broker.core.gates import Gates, Refusal
 from broker.core.outcome import PAIR_LIMIT, Verdict
 from broker.core.pacing import NO_DEBT, PairDebt, carried, pair_spent, pair_struck
-from broker.core.sender import INTENT_S_MAX, Instant, NumberSender, Send
+from broker.core.sender import Instant, NumberSender, Send
 from broker.core.watermark import Watermark
 from schemas.ledger import (
     Answer,
@@ -189,7 +189,7 @@ class Slot:
     ) -> list[Report]:
         """Read the ledger back. Return what has to be reported: each intent without an answer is in doubt, and doubts
         of before are said again, since whoever decides them may have done so while nobody listened here."""
-        folded = _fold(records)
+        folded = _fold(records, now.wall)
         self._recent = folded.recent
         done = decode_memo(memo) if memo else Memo({})
         for lane, offset in offsets.items():
@@ -645,7 +645,7 @@ class Slot:
             called_at=intent.at,
             details="its sender died between the intent and the answer",
         )
-        called_at = intent.at + int(INTENT_S_MAX * 1_000)
+        called_at = max(now.wall, intent.at)
         return Report(intent.customer, outcome, "doubt", intent.lane, intent.offset, None, intent, called_at)
 
     def _report_again(self, doubt: Doubt, now: Instant) -> Report:
@@ -738,8 +738,9 @@ class _Folded(NamedTuple):
     behind: list[Behind]
 
 
-def _fold(records: Iterable[LedgerRecord]) -> _Folded:
-    """Read a ledger from its last snapshot on."""
+def _fold(records: Iterable[LedgerRecord], now: int) -> _Folded:
+    """Read a ledger from its last snapshot on. `now`: Unix ms. A call that nobody answered was made at some time before
+    it: by the clock of whoever intended it, which may have been put right since, it might seem long repaid."""
     opened: dict[tuple[str, int], Intent] = {}
     doubts: dict[str, Doubt] = {}
     debts: dict[tuple[str, str], PairDebt] = {}
@@ -772,5 +773,5 @@ def _fold(records: Iterable[LedgerRecord]) -> _Folded:
     for intent in opened.values():
         if not intent.is_mark:
             who = (intent.phone_number_id, intent.customer)
-            debts[who] = pair_spent(debts.get(who, NO_DEBT), intent.at + int(INTENT_S_MAX * 1_000))
+            debts[who] = pair_spent(debts.get(who, NO_DEBT), max(now, intent.at))
     return _Folded(opened, doubts, debts, recent, done, tiers, behind)

@@ -832,6 +832,23 @@ def test_sends_made_before_the_ledgers_debt_is_repaid_add_to_it() -> None:
     assert at(39 + 12).ms <= held.free_at <= at(40 + 12).ms
 
 
+@pytest.mark.parametrize("behind_s", [0, 26, 3_600])
+def test_a_call_that_may_have_been_made_closes_its_pair_whatever_clock_intended_it(behind_s: int) -> None:
+    """I4: it was made before we took over, and maybe a moment before. The clock that wrote the intent may have been put
+    right since; by the instant it wrote, the debt would be repaid already."""
+    lost = Intent("r1", 1, NUMBER, "main:1", "reply", 0, WALL - 1_000 * behind_s)
+    ledger: list[LedgerRecord] = [Written([], [], [lost])]
+    for now in (at(5), at(8)):
+        slot, reports = restored(*ledger, now=now)
+        [(_, held)] = slot.numbers[NUMBER].debts(now)
+        assert held.free_at >= at(5).ms + 6_000
+        for report in reports:
+            slot.landed(report, now)
+        ledger += through(slot, now) if slot.has_news else []
+        if now == at(5):
+            assert [report.learned for report in reports] == ["doubt"]
+
+
 def test_the_same_record_twice_is_sent_once() -> None:
     """A customer stage's record may stand in the log twice; also after the first one is done, and after a restart."""
     slot, _ = restored()
