@@ -326,7 +326,8 @@ def decide(
 
 
 def _decide_here(turn: Turn, event: Event) -> None:
-    """Decide about a record of somebody who lives here."""
+    """Decide about a record of somebody who lives here. What has waited long enough goes before it, whatever it is."""
+    turn.let_go()
     kind = type(event)
     if kind is Item:
         turn.item(event)  # type: ignore[arg-type]
@@ -548,7 +549,7 @@ class Turn:
                 epoch=epoch,
                 strange=strange,
             )
-        self._let_go()
+        self.let_go()
 
     def _reply(self, item: Item, reply: AutoReply) -> None:
         """Ask for the broker's own reply, unless the customer had it not long ago. It is a send like any other, and its
@@ -627,7 +628,7 @@ class Turn:
         else:
             self._commands.append(Note("duplicate", "status"))
         self._release()
-        self._let_go()
+        self.let_go()
 
     def _failed(self, item: Item, code: int, send_id: str) -> None:
         """Learn from a message that failed after Meta had accepted it. It is never sent again by itself: 131049, 130472
@@ -854,7 +855,7 @@ class Turn:
             if outcome.wa_id != value and (how == "bsuid" or normalise_wa_id(outcome.wa_id) == value):
                 customer.wa_id = outcome.wa_id
         self._release()
-        self._let_go()
+        self.let_go()
 
     def _accepted(self, outcome: SendOutcome, send: Send | None) -> None:
         known = self._by_send_id(outcome.send_id)
@@ -915,7 +916,7 @@ class Turn:
             elif now >= send.doubt_until and self._webhooks_arrive(send, due):
                 self._presume(send)
         self._release()
-        self._let_go()
+        self.let_go()
 
     def _webhooks_arrive(self, send: Send, due: Due) -> bool:
         """Whether what happened at Meta after the doubtful call reaches us: only then does silence mean something."""
@@ -1113,7 +1114,7 @@ class Turn:
             and self._is_under_way(event.phone_number_id, held.at)
         )
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Deliver, in order, what waits no longer: in our ids, where they were learned meanwhile."""
         held = self._customer.held
         if not held:
