@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import Counter, deque
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from broker.core import dedupe
 from broker.core.customer_state import unpack
 from broker.core.moves import WAIT_MS
+from broker.core.status import OPAQUE
 from broker.log.catalogue import CONVERSATIONS, DEADLETTERS, STATE, deliveries, sends
 from broker.log.position import POSITION
 from broker.sandbox.limits import PairDebt
@@ -31,9 +33,10 @@ from schemas.records import (
     decode_sends,
 )
 from tests.simulation.bots import event_of, name_of
-from tests.simulation.brand import BY_NUMBER, SETTINGS
+from tests.simulation.brand import BY_NUMBER, GIVE_UP_S, SETTINGS
 from tests.simulation.cluster import SimulatedCluster
 from tests.simulation.evidence import Digest, Evidence, Issued
+from workers.delivery import GAVE_UP
 
 PAIR_TOLERANCE_S = 0.002
 """Debts are kept in whole milliseconds."""
@@ -58,6 +61,20 @@ class Event(NamedTuple):
     name: str
 
 
+class GivenUp(NamedTuple):
+    """An event that its sink did not take for so long that it was set aside: how long, and what it says."""
+
+    sink: str
+    delivery_id: str
+    tried_ms: int
+    body: Any
+
+    def told(self, kind: str) -> Iterator[dict[str, Any]]:
+        """Each of its `messages`, or its `statuses`."""
+        for change in (change for entry in self.body["entry"] for change in entry["changes"]):
+            yield from change["value"].get(kind, [])
+
+
 class Logs:
     """The committed records of a run, by log, decoded, each partition in order. `update` reads what is new."""
 
@@ -73,7 +90,10 @@ class Logs:
         self.requests: list[tuple[bytes, SendRequest]] = []
         self.events: dict[str, list[Event]] = {sink.name: [] for sink in SETTINGS.sinks}
         self.ready: list[Ready] = []
+        self.derived_at: dict[tuple[str, str], int] = {}
+        """By sink and delivery id: when the event was appended."""
         self.set_aside: set[str] = set()
+        self.given_up: list[GivenUp] = []
         self.letters: Counter[str] = Counter()
         self.update()
 
@@ -92,18 +112,24 @@ class Logs:
             elif isinstance(record, SendRequest) and record.kind == "message":
                 self.requests.append((key, record))
         for sink, events in self.events.items():
-            for _, value, _ in self._records(deliveries(sink)):
+            for _, value, at in self._records(deliveries(sink)):
                 event = decode_delivery(value)
+                self.derived_at.setdefault((sink, event.delivery_id), at)
                 body = event_of(event.body)
                 events.append(Event(event, body, name_of(body)))
         for lane in LANES:
             records = [decode_sends(value) for _, value, _ in self._records(sends(lane))]
             self.ready += [one for one in records if isinstance(one, Ready) and one.kind == "message"]
-        for _, value, _ in self._records(DEADLETTERS):
+        for _, value, at in self._records(DEADLETTERS):
             letter = decode_dead_letter(value)
             self.letters[letter.reason] += 1
             if letter.log.startswith("deliveries."):
-                self.set_aside.add(decode_delivery(letter.value).delivery_id)
+                event = decode_delivery(letter.value)
+                self.set_aside.add(event.delivery_id)
+                if letter.reason == GAVE_UP:
+                    sink = letter.log.removeprefix("deliveries.")
+                    tried_ms = at - self.derived_at[sink, event.delivery_id]
+                    self.given_up.append(GivenUp(sink, event.delivery_id, tried_ms, event_of(event.body)))
 
     def states(self) -> list[dict[bytes, bytes]]:
         """The last state of each customer, by partition."""
@@ -129,6 +155,7 @@ class Checker:
         """Return everything that broke a promise so far, and what is not settled at the end."""
         self._logs.update()
         self.violations = []
+        self._given_up_in_time()
         self._derived_once()
         self._accepted_once()
         self._sends_in_order()
@@ -175,6 +202,9 @@ class Checker:
         ticked: dict[str, set[str]] = {}
         for tick in evidence.ticks:
             ticked.setdefault(tick.send, set()).add(tick.status)
+        for one in logs.given_up:  # the storm can lose every try at one event: then a dead letter says so
+            for status in one.told("statuses"):
+                heard.setdefault(status["id"], set()).add(status["status"])
         for _, request in logs.requests:
             known = heard.get(request.send_id, set())
             missing = ticked.get(request.send_id, set()) - known
@@ -189,6 +219,15 @@ class Checker:
         answers = {json.loads(call.request).get("text", {}).get("body", "").split(" ")[1:2].__str__()
                    for call in evidence.calls if call.accepted and call.type == "text"}  # fmt: skip
         failed = {said.own.split("-")[1] for said in evidence.heard if said.status == "failed" and said.own}
+        failed |= {
+            status[OPAQUE].split("-")[1]
+            for one in logs.given_up
+            for status in one.told("statuses")
+            if status["status"] == "failed" and OPAQUE in status
+        }
+        unheard = {
+            said.get("text", {}).get("body", "").split(" ")[0] for one in logs.given_up for said in one.told("messages")
+        }
         for wrote in evidence.wrote:
             text = wrote.message["text"]["body"]
             place = text.split(" ")[0]
@@ -197,9 +236,16 @@ class Checker:
                 and "#poison" not in text
                 and str([place]) not in answers
                 and place not in failed
+                and place not in unheard
             ):
                 found.append(f"I8: message {place} was not answered")
         return found
+
+    def _given_up_in_time(self) -> None:
+        """What a dead letter excuses, it excuses only after all the tries that were promised."""
+        for one in self._logs.given_up:
+            if one.tried_ms < GIVE_UP_S * 1_000:
+                self._say("I1", f"event {one.delivery_id} of {one.sink} was given up after {one.tried_ms} ms")
 
     # ── I2 ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -12,6 +12,7 @@ from msgspec import structs
 from broker.core import moves, pacing, sender, slot
 from broker.core.customer_state import Customer, pack, unpack
 from broker.core.pacing import PairDebt, Window
+from broker.core.retry import Trouble
 from broker.core.sender import Phase, Send
 from broker.core.slot import Plan
 from broker.log.contract import Lease, Step
@@ -167,6 +168,11 @@ def nothing_is_sent_on(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(moves.Residence, "_send_on", lambda self, arrival, left: True)
 
 
+def given_up_too_soon(patch: pytest.MonkeyPatch) -> None:
+    """An event is set aside as soon as it has failed twice, whoever's trouble it was."""
+    patch.setattr(Trouble, "is_given_up", lambda self, give_up_after_s: self.attempts > 1)
+
+
 STORMS_MAX = 12
 """Storms change with every change of the code, so a bug is looked for in several; most are found in the first."""
 
@@ -184,6 +190,7 @@ STORMS_MAX = 12
         (dedupe_forgotten, "I2"),
         (moved_without_memory, "I2"),
         (nothing_is_sent_on, "I1"),
+        (given_up_too_soon, "I1"),
     ],
 )
 def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Plant, promise: str) -> None:
