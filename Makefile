@@ -29,8 +29,8 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
-run: $(VENV)/.run  ## start everything in one process, with a sandbox instead of Meta
-	@exec $(BIN)/depesche run
+run: $(VENV)/.run  ## start everything in one process, with a sandbox instead of Meta; ARGS="--base-port 28100" elsewhere
+	@exec $(BIN)/depesche run $(ARGS)
 
 test: $(VENV)/.dev  ## the whole suite, on a real Kafka and in a real browser; ARGS="-n 0 tests/core" for a part
 	@.ci/prepare test

@@ -443,7 +443,9 @@ def _port(where: str, *ports: int) -> Iterator[None]:
         why = os.strerror(error.errno) if error.errno else str(error)
         numbers = ", ".join(str(port) for port in ports)
         raise OSError(
-            error.errno, f"{where} = {numbers}: cannot be opened ({why}); end what uses it, or choose another port"
+            error.errno,
+            f"{where} = {numbers}: cannot be opened ({why}); end what uses it, or choose another port "
+            "(a trial's all at once: --base-port)",
         ) from None
 
 

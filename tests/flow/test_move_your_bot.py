@@ -17,7 +17,7 @@ import pytest
 
 from broker.trial import CONFIG, prepare
 from tests.flow.strangers import node_modules
-from tests.flow.trial import ASSISTANT, Trial
+from tests.flow.trial import ADA, ASSISTANT, CLEO, Trial
 
 README = Path(__file__).parents[2] / "README.md"
 SNIPPET = re.compile(r"<!-- snippet: (\S+) -->\n```\w+\n(.*?)```\n", re.DOTALL)
@@ -66,7 +66,7 @@ def test_each_kind_of_bot_has_its_snippet() -> None:
 
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_a_snippet_is_a_bot_that_answers(name: str, trial: Moved, tmp_path: Path) -> None:
-    """What a newcomer copies works."""
+    """What a newcomer copies works, also for a customer who shows no phone number."""
     file = tmp_path / f"bot{Path(name).suffix}"
     file.write_text(SNIPPETS[name])
     command = [sys.executable, str(file)]
@@ -86,13 +86,16 @@ def test_a_snippet_is_a_bot_that_answers(name: str, trial: Moved, tmp_path: Path
         bot = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT, cwd=tmp_path)
     try:
         said = f"hello {name}"
-        question = trial.write(said)
+        questions = {person: trial.write(said, person) for person in (ADA, CLEO)}
 
         def answered() -> bool:
             assert bot.poll() is None, output.read_text()
-            return any(
-                (bubble.get("quoted"), bubble["body"]["body"]) == (question, f"You wrote: {said}")
-                for bubble in trial.answers()
+            return all(
+                any(
+                    (bubble.get("quoted"), bubble["body"]["body"]) == (question, f"You wrote: {said}")
+                    for bubble in trial.answers(person)
+                )
+                for person, question in questions.items()
             )
 
         trial.until(answered, ANSWER_S_MAX)
