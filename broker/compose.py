@@ -164,7 +164,7 @@ def rehearse(config: Config) -> None:
     attempts: list[Callable[[], object]] = [
         lambda: context_from(config),
         lambda: guard_of(settings.connector),
-        *(partial(_target, config, sink) for sink in settings.sinks),
+        *(partial(_target, config, i, sink) for i, sink in enumerate(settings.sinks)),
     ]
     if sandbox is not None:
         attempts += [partial(_sample_bots, config, sandbox, SystemClock()), partial(_must_be_playable, sandbox)]
@@ -381,16 +381,17 @@ def context_from(config: Config) -> Context:
 
 def targets_of(config: Config) -> list[Target]:
     """Return the sinks as they are delivered to. Raises `Misconfigured`."""
-    return [_target(config, sink) for sink in config.settings.sinks]
+    return [_target(config, i, sink) for i, sink in enumerate(config.settings.sinks)]
 
 
-def _target(config: Config, sink: SinkSettings) -> Target:
+def _target(config: Config, index: int, sink: SinkSettings) -> Target:
+    where = f"sinks[{index}]"
     if sink.kind != "kafka":
-        return Target(sink, config.sink_secrets()[sink.name])
+        return Target(sink, config.sink_secrets()[sink.name], where=where)
     if sink.kafka is None:
-        return Target(sink, [], connection(config.settings.log.kafka, _kafka_password(config)))
-    where = f"sinks.{sink.name}.kafka"
-    return Target(sink, [], connection(sink.kafka, config.sink_passwords().get(sink.name), where))
+        return Target(sink, [], connection(config.settings.log.kafka, _kafka_password(config)), where)
+    password = config.sink_passwords().get(sink.name)
+    return Target(sink, [], connection(sink.kafka, password, f"{where}.kafka"), where)
 
 
 # What each part takes of a configuration that changed: built first, which may fail, then put in force.

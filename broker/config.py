@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
+from msgspec.structs import replace
 
 from broker.core.consent import words
 from broker.core.endpoints import listed
@@ -22,6 +22,7 @@ from broker.core.hours import Hours, compile_hours
 from broker.core.media_url import media_secret
 from broker.core.routing import BOT, ROUTES_MAX, compile_route
 from broker.errors import Misconfigured
+from broker.misfits import converted
 from broker.secrets import Secret, read_secret
 from schemas.settings import GatewaySettings, LogSettings, SecretSource, Settings, SinkSettings
 
@@ -128,9 +129,9 @@ def load_settings(path: Path) -> Settings:
 def parse(tree: Mapping[str, Any]) -> Settings:
     """Turn a TOML tree into settings and check what types cannot say. Raises `Misconfigured`."""
     try:
-        settings = msgspec.convert(tree, Settings)
-    except msgspec.ValidationError as error:
-        raise Misconfigured(_explain(error, tree)) from None
+        settings = converted(tree, Settings)
+    except ValueError as error:
+        raise Misconfigured(str(error)) from None
     if errors := list(check(settings)):
         raise Misconfigured("\n".join(errors))
     return settings
@@ -167,7 +168,7 @@ def check(settings: Settings) -> Iterable[str]:
         where = f"numbers[{i}]"
         if not number.phone_number_id.isdigit():
             yield f"{where}.phone_number_id = {number.phone_number_id!r}: must be Meta's id, digits only"
-        if not 0 <= number.slot < settings.log.slots:
+        if not 0 <= number.slot < settings.log.slots and settings.log.slots > 0:
             yield f"{where}.slot = {number.slot}: must be from 0 to {settings.log.slots - 1} (log.slots - 1)"
         if not 1 <= number.throughput_mps <= 1_000:
             yield f"{where}.throughput_mps = {number.throughput_mps}: must be from 1 to 1000 (Meta: 20, 80 or 1000)"
@@ -215,6 +216,8 @@ def check(settings: Settings) -> Iterable[str]:
             hours[opening.name] = compile_hours(opening)
         except ValueError as error:
             yield f"hours[{i}].{error}"
+            # A route that names them is not wrong for that: it is checked as if they were right.
+            hours[opening.name] = compile_hours(replace(opening, time_zone="UTC", open=[], holidays=[], exceptions=[]))
     if len(settings.routes) > ROUTES_MAX:
         yield f"routes: there are {len(settings.routes)}, at most {ROUTES_MAX}"
     for i, route in enumerate(settings.routes):
@@ -380,18 +383,3 @@ def _between(where: str, value: float, least: float, most: float) -> Iterable[st
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
-
-
-def _explain(error: msgspec.ValidationError, tree: Mapping[str, Any]) -> str:
-    """Turn msgspec's "… - at `$.a[0].b`" into ours: path, value, what would be right."""
-    text, _, place = str(error).partition(" - at `$")
-    path = place.rstrip("`").lstrip(".")
-    if not path:
-        return f"{text} (at the top of the file)"
-    value: Any = tree
-    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
-        try:
-            value = value[name] if name else value[int(index)]
-        except (KeyError, IndexError, TypeError):
-            return f"{path}: {text}"
-    return f"{path}: {text}" if isinstance(value, dict | list) else f"{path} = {value!r}: {text}"

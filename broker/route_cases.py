@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from broker.core.hours import compile_hours
@@ -21,6 +20,7 @@ from broker.core.routing import BOT, Case, Judged, Routed, Rule, compile_routes,
 from broker.core.routing import routed as routed_by
 from broker.core.webhook import split
 from broker.errors import Misconfigured
+from broker.misfits import converted
 from schemas.records import Item
 from schemas.settings import Settings
 
@@ -158,11 +158,12 @@ def read_cases(path: Path) -> list[RouteCase]:
     """Return the cases of a TOML file. Raises `Misconfigured` that names the case and what is wrong."""
     try:
         tree = tomllib.loads(read_file(path, CASES_BYTES_MAX).decode("utf-8"))
-        cases = msgspec.convert(tree, Cases).cases
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Misconfigured(f"{path}: is not TOML: {error}") from None
-    except msgspec.ValidationError as error:
-        raise Misconfigured(f"{path}: {error}") from None
+    try:
+        cases = converted(tree, Cases).cases
+    except ValueError as error:
+        raise Misconfigured("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
     if not cases:
         raise Misconfigured(f"{path}: has no cases")
     for case in cases:

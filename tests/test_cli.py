@@ -156,7 +156,7 @@ def test_the_example_is_right_once_its_secrets_are_there(tmp_path: Path, monkeyp
     monkeypatch.setenv("DEPESCHE_GRAPH_TOKEN", "EAA")
     told = here("config", "check", "--config", config)
     assert told.returncode == 2
-    assert "sinks.orders.secret: a Standard Webhooks secret is 'whsec_'" in said(told)
+    assert "sinks[1].secret: a Standard Webhooks secret is 'whsec_'" in said(told)
     assert "not-a-standard" not in told.stderr, "a secret is not shown, not even a wrong one"
 
     (tmp_path / "secrets" / "orders-secret").write_text("whsec_bm90IHNvIHNlY3JldCBidXQgbG9uZyBlbm91Z2g=\n")
@@ -174,7 +174,7 @@ def test_a_wrong_configuration_is_exit_code_2_wherever_it_is_read(made: Path, wo
     config = changed(made, receiver={"port": 99_999}, gateway={"port": "x"})
     told = here(*words, "--config", config)
     assert told.returncode == 2
-    assert "gateway.port = 'x': Expected `int`" in said(told)
+    assert "gateway.port = 'x': must be an integer, not a string" in said(told)
     config = changed(made, receiver={"port": 99_999}, sender={"call_timeout_s": 0})
     told = here(*words, "--config", config)
     assert told.returncode == 2

@@ -54,25 +54,30 @@ class Target:
     """One sink: where it is and how it is spoken to."""
 
     def __init__(
-        self, settings: SinkSettings, secrets: Sequence[Secret], connect: Mapping[str, Any] | None = None
+        self,
+        settings: SinkSettings,
+        secrets: Sequence[Secret],
+        connect: Mapping[str, Any] | None = None,
+        where: str = "sinks",
     ) -> None:
         """`secrets`: the present one first, then those still valid while one is being rotated (`standard` only signs
-        with all; Meta's format has room for one). `connect`: how to reach the cluster of a `kafka` sink. Raises
-        `Misconfigured`."""
+        with all; Meta's format has room for one). `connect`: how to reach the cluster of a `kafka` sink. `where`: the
+        path of its settings, for errors. Raises `Misconfigured`."""
         self.settings = settings
         self.name = settings.name
         self.connect = dict(connect or {})
         self._keys: list[bytes] = []
         if settings.kind == "kafka":
             if not self.connect:
-                raise Misconfigured(f"sinks.{settings.name}.kafka: nothing says where its topic is")
+                raise Misconfigured(f"{where}.kafka: nothing says where its topic is")
             return
         if not secrets:
-            raise Misconfigured(f"sinks.{settings.name}.secret: a sink needs one; its events are signed with it")
+            raise Misconfigured(f"{where}.secret: a sink needs one; its events are signed with it")
         if not settings.url.startswith(("https://", "http://")):
-            raise Misconfigured(f"sinks.{settings.name}.url: must begin with https:// or http://")
+            raise Misconfigured(f"{where}.url: must begin with https:// or http://")
         if settings.kind == "standard":
-            self._keys = [_standard_key(settings.name, secret) for secret in secrets]
+            names = ("secret", "previous_secret")
+            self._keys = [_standard_key(f"{where}.{name}", each) for name, each in zip(names, secrets, strict=False)]
         else:
             self._keys = [secret.reveal().encode() for secret in secrets]
 
@@ -213,14 +218,12 @@ def _escape(match: re.Match[str]) -> str:
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
-def _standard_key(sink: str, secret: Secret) -> bytes:
+def _standard_key(where: str, secret: Secret) -> bytes:
     text = secret.reveal()
     try:
         key = b64decode(text.removeprefix(WHSEC), validate=True)
     except binascii.Error:
         key = b""
     if not text.startswith(WHSEC) or not key:
-        raise Misconfigured(
-            f"sinks.{sink}.secret: a Standard Webhooks secret is {WHSEC!r} and 24 to 64 random bytes in base64"
-        )
+        raise Misconfigured(f"{where}: a Standard Webhooks secret is {WHSEC!r} and 24 to 64 random bytes in base64")
     return key

@@ -134,7 +134,7 @@ def test_escapes_are_lower_case_and_pairs_beyond_the_basic_plane() -> None:
 @pytest.mark.parametrize("secret", ["plain", "whsec_", "whsec_%%%", b64encode(bytes(32)).decode()])
 def test_a_standard_secret_must_be_one(secret: str) -> None:
     """A secret typed wrong must not become a key nobody else has."""
-    with pytest.raises(Misconfigured, match=r"sinks\.bot\.secret") as failure:
+    with pytest.raises(Misconfigured, match=r"sinks\.secret: a Standard") as failure:
         target("standard", secret)
     assert secret not in str(failure.value) or secret == "whsec_"
 
