@@ -18,10 +18,21 @@ from broker.commands.deadletters import deadletters
 from broker.commands.positions import positions
 from broker.commands.routes import routes
 from broker.commands.sinks import sinks
-from broker.commands.terms import EXIT_CHECK, EXIT_CODES, EXIT_CONFIG, config_option, fail, loaded, run_loop
+from broker.commands.terms import (
+    EXIT_CHECK,
+    EXIT_CODES,
+    EXIT_CONFIG,
+    config_option,
+    fail,
+    loaded,
+    masking_of,
+    reveal_option,
+    run_loop,
+)
 from broker.config import Config
 from broker.errors import Misconfigured
 from broker.log.contract import Entry
+from broker.masking import Masking
 from broker.reload import digest
 
 admin_option = click.option(
@@ -193,7 +204,7 @@ def _topics(config: Config, *, apply: bool) -> None:
 @click.option("--follow/--no-follow", default=False, help="Go on when the end is reached, until Ctrl-C.")
 @click.option("--limit", type=click.IntRange(1), help="Stop after so many records.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, nothing left out.")
-@click.option("--reveal", is_flag=True, help="Do not mask phone numbers.")
+@reveal_option
 def tail(
     log: str,
     config_path: Path,
@@ -206,9 +217,10 @@ def tail(
 ) -> None:
     """Show the records of a LOG, e.g. conversations, sends.reply, deliveries.<sink>, deadletters."""
     config = loaded(config_path)
+    masking = masking_of(config.settings, reveal=reveal)
 
     def show(entry: Entry) -> None:
-        click.echo(_json(entry, reveal=reveal) if as_json else inspect.as_line(entry, reveal=reveal))
+        click.echo(_json(entry, masking) if as_json else inspect.as_line(entry, masking))
 
     run_loop(lambda: compose.tail(config, log, show, partition, offset, limit, follow=follow))
 
@@ -219,9 +231,9 @@ main.add_command(sinks)
 main.add_command(positions)
 
 
-def _json(entry: Entry, *, reveal: bool) -> bytes:
+def _json(entry: Entry, masking: Masking | None) -> bytes:
     tree = inspect.as_tree(entry)
-    return msgspec.json.encode(tree if reveal else inspect.masked(tree))
+    return msgspec.json.encode(tree if masking is None else masking.tree(tree))
 
 
 if __name__ == "__main__":

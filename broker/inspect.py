@@ -7,25 +7,26 @@ version we do not know is shown as bytes, not as an error.
 from __future__ import annotations
 
 import base64
-import re
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from broker.core.customer_state import Customer, unpack
+from broker.core.customer_state import Customer, Known, unpack, unpack_send_id, unpack_wamid
 from broker.log.catalogue import STATE
 from broker.log.contract import Entry
 from broker.log.position import POSITION
+from broker.masking import Masking
 from schemas import records
 
 TEXT_CHARS_MAX = 160
 """A line for a person; `--json` shows everything."""
 
+SEND_ID_BYTES = 16
+
 NESTING_MAX = 100
 """Deeper than anything Meta sends, and far from the interpreter's own bound."""
 
-_DIGITS = re.compile(r"\d{7,}")
 _LINE_ENDS = str.maketrans("", "", "\n\r\t")
 
 
@@ -82,6 +83,9 @@ def customer_tree(customer: Customer) -> dict[str, Any]:
 
 def _named(value: Any) -> Any:
     """Return structs by the names of their members, and bytes so that JSON can say them."""
+    if isinstance(value, Known) and len(value.send_id) == SEND_ID_BYTES:
+        named = {name: getattr(value, name) for name in value.__struct_fields__}
+        return named | {"send_id": unpack_send_id(value.send_id), "wamid": unpack_wamid(value.wamid)}
     if isinstance(value, msgspec.Struct):
         return {name: _named(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, list | tuple):
@@ -91,34 +95,14 @@ def _named(value: Any) -> Any:
     return readable(value) if isinstance(value, bytes) else value
 
 
-def as_line(entry: Entry, *, reveal: bool = False) -> str:
-    """Return a record in one line for a person. Long digit runs in texts are masked unless `reveal`: phone numbers."""
+def as_line(entry: Entry, masking: Masking | None) -> str:
+    """Return a record in one line for a person, masked (None: not masked)."""
     key, tree = readable(entry.key), _record(entry)
-    if not reveal:
-        key, tree = mask(key), masked(tree)
+    if masking is not None:
+        key, tree = masking.text(key, "key"), masking.tree(tree)
     what = str(tree.pop("type", "?"))
     parts = [f"{name}={_short(value)}" for name, value in tree.items()]
     return _one_line(f"{entry.partition}/{entry.offset} {instant(entry.appended_at)} {key} {what} {' '.join(parts)}")
-
-
-def mask(text: str) -> str:
-    """Keep the last three of every run of seven or more digits."""
-    return _DIGITS.sub(lambda found: "•" * 4 + found.group()[-3:], text)
-
-
-def masked(tree: Any) -> Any:
-    """Return a tree with every text in it masked; numbers, which are instants and places, stay."""
-    if isinstance(tree, str):
-        return mask(tree)
-    if isinstance(tree, dict):
-        hidden: dict[str, Any] = {}
-        for name, value in tree.items():
-            name = mask(name)
-            while name in hidden:  # two that look alike when masked stay two
-                name += "′"
-            hidden[name] = masked(value)
-        return hidden
-    return [masked(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def instant(at: int) -> str:
@@ -194,15 +178,15 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def dead_letter_line(entry: Entry, *, reveal: bool = False) -> str:
+def dead_letter_line(entry: Entry, masking: Masking | None) -> str:
     """Return a dead letter in one line: its place, when, who set it aside and why, where it stood."""
     try:
         letter = records.decode_dead_letter(entry.value)
     except msgspec.MsgspecError:
-        return as_line(entry, reveal=reveal)
+        return as_line(entry, masking)
     stood = f"{letter.log}/{letter.partition}/{letter.offset}" if letter.log else "never on a log"
-    detail = _one_line(_short(letter.detail))
+    detail = letter.detail if masking is None else masking.text(letter.detail)  # a number that is cut looks like none
     return (
         f"{entry.partition}/{entry.offset} {instant(letter.at)} {letter.stage} {letter.reason} after {letter.attempts} "
-        f"({stood}) {detail if reveal else mask(detail)}"
+        f"({stood}) {_one_line(_short(detail))}"
     )

@@ -300,6 +300,9 @@ def test_records_are_shown_in_lines_with_numbers_masked(written: Trial) -> None:
     told = depesche("tail", "conversations", "--config", written.config)
     assert (told.returncode, told.stderr) == (0, "")
     assert ADA not in told.stdout
+    assert "HBgL" not in told.stdout, "base 64 of the same digits, in every message id of Meta's"
+    assert "wamid=wamid.…" in told.stdout
+    assert "phone_number_id=1" in told.stdout, "the operator's own is shown"
     assert "main:••••234" in told.stdout
     assert " item kind=message " in told.stdout
     revealed = depesche("tail", "conversations", "--config", written.config, "--reveal")
@@ -319,7 +322,13 @@ def test_records_are_shown_whole_as_json(written: Trial) -> None:
     masked = here("tail", "conversations", "--json", *at, "--config", written.config)
     assert json.loads(masked.stdout)["record"]["at"] == item["record"]["at"]
     assert json.loads(masked.stdout)["offset"] == item["offset"]
+    (was,), (now,) = (
+        json.loads(each)["record"]["body"]["entry"][0]["changes"][0]["value"]["messages"]
+        for each in (json.dumps(item), masked.stdout)
+    )
+    assert (now["timestamp"], now["id"]) == (was["timestamp"], f"wamid.…{was['id'][-8:]}")
     assert ADA not in masked.stdout
+    assert "HBgL" not in masked.stdout
 
 
 @pytest.mark.parametrize("log", ["accounts", "state", "ledger", "traffic", "sends.reply", "deliveries.assistant"])

@@ -9,11 +9,13 @@ import pytest
 
 from broker import inspect
 from broker.core.consent import Change
-from broker.core.customer_state import Customer, pack
+from broker.core.customer_state import Customer, Known, pack, pack_send_id, pack_wamid
 from broker.log.contract import Entry
+from broker.masking import Masking
 from schemas.records import DeadLetter, Item, encode
 
 NUMBER = "4915550001234"
+MASKING = Masking()
 LATE = 12_345_678_901
 """An offset with as many digits as a phone number."""
 
@@ -32,11 +34,11 @@ def letter(value: bytes, detail: str = "") -> bytes:
 
 def test_places_and_instants_are_not_taken_for_numbers() -> None:
     """`deadletters show` is given the place that `list` printed: masked it would be useless."""
-    line = inspect.dead_letter_line(entry(letter(b"x", f"from {NUMBER}")))
+    line = inspect.dead_letter_line(entry(letter(b"x", f"from {NUMBER}")), MASKING)
     assert line == (
         f"0/{LATE} 2023-11-14T22:13:20.000Z customer malformed after 2 (conversations/3/{LATE}) from ••••234"
     )
-    line = inspect.as_line(entry(letter(b"x")))
+    line = inspect.as_line(entry(letter(b"x")), MASKING)
     assert line.startswith(f"0/{LATE} 2023-11-14T22:13:20.123Z main:••••234 dead ")
     assert f"offset={LATE}" in line
     assert "at=1700000000000" in line
@@ -45,7 +47,7 @@ def test_places_and_instants_are_not_taken_for_numbers() -> None:
 def test_masking_reaches_every_text_and_keeps_names_apart() -> None:
     """Bodies come from outside: a number may stand anywhere, even as a name."""
     tree = {"a": [NUMBER, {"b": f"+{NUMBER}!"}], NUMBER: 1, "4999990001234": 2, "at": 1_700_000_000_000, "none": None}
-    assert inspect.masked(tree) == {
+    assert MASKING.tree(tree) == {
         "a": ["••••234", {"b": "+••••234!"}],
         "••••234": 1,
         "••••234′": 2,
@@ -58,8 +60,8 @@ def test_masking_reaches_every_text_and_keeps_names_apart() -> None:
 def test_what_steers_a_terminal_is_escaped(bad: str) -> None:
     """Whoever signs a webhook must not write on the operator's screen."""
     for line in (
-        inspect.dead_letter_line(entry(letter(b"x", f"begin {bad} end"))),
-        inspect.as_line(entry(letter(f"begin {bad} end".encode(), f"begin {bad} end"), bad.encode())),
+        inspect.dead_letter_line(entry(letter(b"x", f"begin {bad} end")), MASKING),
+        inspect.as_line(entry(letter(f"begin {bad} end".encode(), f"begin {bad} end"), bad.encode()), MASKING),
     ):
         assert line.isprintable()
 
@@ -87,21 +89,24 @@ def test_what_is_nested_too_deeply_is_shown_as_bytes(depth: int) -> None:
     assert inspect.record_tree(b"\x91" * depth + b"\x01")["unreadable"].startswith("base64:")
     item = Item(kind="message", field="messages", app="a", waba_id="1", phone_number_id="2", dedupe="d", at=1,
                 received_at=1, body=b"[" * depth + b"]" * depth)  # fmt: skip
-    shown = inspect.masked(inspect.as_tree(entry(encode(item))))
+    shown = MASKING.tree(inspect.as_tree(entry(encode(item))))
     assert shown["record"]["body"] == "[" * depth + "]" * depth
-    assert inspect.as_line(entry(encode(item))).isprintable()
+    assert inspect.as_line(entry(encode(item)), MASKING).isprintable()
 
 
 def test_a_customers_state_is_shown_by_name_with_the_proof_of_an_opt_out() -> None:
     """Somebody asks why no offer came: the answer is what they said, when, to which number, and in which message."""
     stop = Change(1_790_000_000_000, True, "106540352242922", "word:stop", "wamid.HBgL")
-    customer = Customer(taken=b"x" * 26, windows={"106540352242922": 5}, consent=[stop])
+    send_id, wamid = "wamid.D0123456789ABCDEFGHJKMNPQRS", "wamid.HBgLMTU1NTAwMDEyMzQVAgARGBI4RDMxQzQ2RDM2QjMyRjE2NjcA"
+    known = Known(pack_send_id(send_id), pack_wamid(wamid), "assistant")
+    customer = Customer(taken=b"x" * 26, windows={"106540352242922": 5}, consent=[stop], known=[known])
     entry = Entry("state", 0, 1, b"main:15550001234", pack(customer), 0)
     tree = inspect.as_tree(entry)["record"]
     assert tree == {
         "type": "customer",
         "taken": "26 bytes",
         "windows": {"106540352242922": 5},
+        "known": [{"send_id": send_id, "wamid": wamid, "sink": "assistant", "own": None}],
         "consent": [
             {
                 "at": "2026-09-21T14:13:20.000Z",
@@ -112,5 +117,5 @@ def test_a_customers_state_is_shown_by_name_with_the_proof_of_an_opt_out() -> No
             }
         ],
     }
-    assert "15550001234" not in inspect.as_line(entry)
+    assert "15550001234" not in inspect.as_line(entry, MASKING)
     assert inspect.as_tree(Entry("state", 0, 2, b"\x00position", b"7", 0))["record"] == {"unreadable": "7"}

@@ -24,10 +24,12 @@ from broker.commands.terms import (
     fail,
     json_option,
     loaded,
+    masking_of,
     reveal_option,
     run_loop,
 )
 from broker.deadletters import Replay, Standing, Wanted, replay, standing
+from broker.masking import Masking
 
 REPLAY_MAX = 1_000
 """Put back by one command unless it says otherwise: enough for a bad hour, few enough to look at first."""
@@ -69,13 +71,14 @@ def deadletters_list(
 ) -> None:
     """List dead letters, oldest first: place, time, stage, reason, where it stood, whether it was replayed."""
     config = loaded(config_path)
+    masking = masking_of(config.settings, reveal=reveal)
     wanted = Wanted(sink=sink, reason=reason, stage=stage, since=since, replayed=False if waiting else None)
 
     async def work() -> None:
         left = limit
         async with compose.visit(config) as visit:
             async for one in standing(visit, wanted):
-                click.echo(_json(one, reveal=reveal) if as_json else _line(one, reveal=reveal))
+                click.echo(_json(one, masking) if as_json else _line(one, masking))
                 left = None if left is None else left - 1
                 if left == 0:
                     return
@@ -101,7 +104,7 @@ def deadletters_show(config_path: Path, reveal: bool, place: str) -> None:
     found = run_loop(work)
     if found is None:
         fail(EXIT_CHECK, f"no dead letter at {place}")
-    click.echo(msgspec.json.format(_json(found, reveal=reveal), indent=2))
+    click.echo(msgspec.json.format(_json(found, masking_of(config.settings, reveal=reveal)), indent=2))
 
 
 @deadletters.command("replay")
@@ -177,15 +180,15 @@ def _must_be_a_place(place: str) -> None:
         )
 
 
-def _line(one: Standing, *, reveal: bool) -> str:
-    line = inspect.dead_letter_line(one.entry, reveal=reveal)
+def _line(one: Standing, masking: Masking | None) -> str:
+    line = inspect.dead_letter_line(one.entry, masking)
     return line if one.replayed_at is None else f"{line} [replayed {inspect.instant(one.replayed_at)}]"
 
 
-def _json(one: Standing, *, reveal: bool) -> bytes:
+def _json(one: Standing, masking: Masking | None) -> bytes:
     tree: dict[str, Any] = inspect.as_tree(one.entry)
     tree["replayed_at"] = None if one.replayed_at is None else inspect.instant(one.replayed_at)
-    return msgspec.json.encode(tree if reveal else inspect.masked(tree))
+    return msgspec.json.encode(tree if masking is None else masking.tree(tree))
 
 
 def _replay_line(one: Replay, *, dry_run: bool) -> str:

@@ -21,11 +21,13 @@ from broker.commands.terms import (
     fail,
     json_option,
     loaded_settings,
+    masking_of,
     reveal_option,
 )
 from broker.core.routing import BOT, Case, Judged, Routed, explain, has_no_metadata
 from broker.errors import Misconfigured
-from broker.inspect import instant, mask, masked
+from broker.inspect import instant
+from broker.masking import Masking
 from broker.route_cases import (
     SAMPLE_BYTES_MAX,
     asked,
@@ -81,16 +83,16 @@ def route_explain(
     except Misconfigured as error:
         text = str(error)
         fail(EXIT_CONFIG, text if text.startswith(f"{message}: ") else f"{message}: {text}")
-    rules = rules_of(settings)
+    rules, masking = rules_of(settings), masking_of(settings, reveal=reveal)
     for item in items:
         about = asked(item, first, holder, language)
         judged, routed = explain(rules, about), follows(rules, settings, about)
         if as_json:
             tree = _tree(about, judged, routed)
-            click.echo(msgspec.json.encode(tree if reveal else masked(tree)))
+            click.echo(msgspec.json.encode(tree if masking is None else masking.tree(tree)))
         else:
             for line in _lines(about, judged, routed):
-                click.echo(line if reveal else mask(line))
+                click.echo(line if masking is None else masking.text(line))
 
 
 @routes.command("test")
@@ -100,6 +102,7 @@ def route_explain(
 def route_test(cases: Path, config_path: Path, show_all: bool) -> None:
     """Try the CASES of a TOML file: messages, and where each is expected to go."""
     settings = loaded_settings(config_path)
+    masking = Masking.of(settings)
     tried = failed = 0
     try:
         for one in try_cases(rules_of(settings), settings, read_cases(cases), cases.parent):
@@ -114,7 +117,7 @@ def route_test(cases: Path, config_path: Path, show_all: bool) -> None:
                 click.echo(f"         {what:<9} expected  {expected}")
                 click.echo(f"         {'':<9} got       {got}")
             for reason in one.reasons:
-                click.echo(f"         {mask(reason)}")
+                click.echo(f"         {masking.text(reason)}")
     except Misconfigured as error:
         fail(EXIT_CONFIG, str(error))
     click.echo(f"{tried} cases, {failed} wrong")

@@ -20,6 +20,7 @@ import uvloop
 
 from broker.config import Config, load, load_settings
 from broker.errors import DepescheError, LogUnavailable, Misconfigured
+from broker.masking import Masking
 from schemas.settings import Settings
 
 EXIT_CRASH, EXIT_CONFIG, EXIT_UNAVAILABLE, EXIT_CHECK = 1, 2, 3, 4
@@ -41,7 +42,7 @@ config_option = click.option(
     help="The configuration, a TOML file.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-reveal_option = click.option("--reveal", is_flag=True, help="Do not mask phone numbers.")
+reveal_option = click.option("--reveal", is_flag=True, help="Do not mask customers' phone numbers.")
 
 _AGO = re.compile(r"(\d{1,6})(s|m|h|d)")
 _UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -85,6 +86,11 @@ def loaded(path: Path) -> Config:
         return load(path)
     except Misconfigured as error:
         fail(EXIT_CONFIG, str(error))
+
+
+def masking_of(settings: Settings, *, reveal: bool) -> Masking | None:
+    """Return what hides customers' numbers, None with `--reveal`."""
+    return None if reveal else Masking.of(settings)
 
 
 def loaded_settings(path: Path) -> Settings:
