@@ -17,6 +17,7 @@ import logging
 import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -37,6 +38,7 @@ from workers.actor import Actor, Woke
 from workers.control import Controls
 from workers.gate import Gate, Line
 from workers.poster import Posted, Poster, PostFailed, Publisher, Reason
+from workers.sink_news import SinkNews
 from workers.sinks import Request, Target
 from workers.supervisor import MALFORMED, POISON, Crashes, count_dead_letter, dead_letter, describe, where
 
@@ -126,6 +128,11 @@ class DeliveryStage:
         self.crashes = Crashes(Lane.kind)
         self._targets = {deliveries(target.name): target for target in targets}
         self._gates: dict[str, Gate] = {}
+        self._news = {
+            target.name: SinkNews(target.name, clock, partial(self.waiting_for, deliveries(target.name)))
+            for target in targets
+        }
+        self._backlogs: dict[str, int] = {}
         self._paused = dict.fromkeys((target.name for target in targets), False)
         self._controls = Controls(engine, rng, self._heard, self._caught_up)
         self._has_caught_up = False
@@ -148,6 +155,15 @@ class DeliveryStage:
         self._set_failover()
         for partition in self._running:
             partition.use(self._targets[partition.log])
+
+    def news_of(self, sink: str) -> SinkNews:
+        """Return where to note what an operator is to read about a sink."""
+        return self._news[sink]
+
+    def waiting_for(self, log: str) -> int:
+        """Return how many events wait on a sink's log, in the partitions held here: as last measured, or more."""
+        in_hand = sum(partition.in_hand for partition in self._running if partition.log == log)
+        return max(in_hand, self._backlogs.get(log, 0))
 
     def stand_in_of(self, target: Target) -> tuple[Target, Gate] | None:
         """Return who stands in for a sink that is down, if anybody does."""
@@ -178,6 +194,8 @@ class DeliveryStage:
         if measuring is not None:
             measuring.cancel()
             await asyncio.wait([measuring], timeout=LET_GO_S_MAX)
+        for news in self._news.values():
+            news.close()
 
     async def _run(self, follow: Follow) -> None:
         partition = SinkPartition(self, follow, self._targets[follow.log], self._gates[follow.log])
@@ -204,8 +222,10 @@ class DeliveryStage:
         metrics.delivery_paused.labels(sink).set(self._paused[sink])
 
     async def _measure(self) -> None:
-        """Show each sink's backlog, and how old it is, as far as this process has its partitions."""
+        """Show each sink's backlog, and how old it is, as far as this process has its partitions; tell its news."""
         while True:
+            for news in self._news.values():
+                news.look()
             for log, target in self._targets.items():
                 ours = [partition for partition in self._running if partition.log == log]
                 try:
@@ -214,6 +234,7 @@ class DeliveryStage:
                     continue
                 waiting = sum(max(0, ends[partition.number][1] - partition.mark.offset) for partition in ours)
                 oldest_at = min((at for partition in ours if (at := partition.oldest_at()) is not None), default=0)
+                self._backlogs[log] = waiting
                 metrics.delivery_pending_records.labels(target.name).set(waiting)
                 metrics.delivery_oldest_pending_timestamp.labels(target.name).set(oldest_at / 1_000)
                 metrics.log_lag_records.labels(log).set(waiting)
@@ -262,6 +283,11 @@ class SinkPartition:
         self.target = target
         self._line.concurrency.bound(target.settings.in_flight_max)
 
+    @property
+    def in_hand(self) -> int:
+        """How many records were read and are not done."""
+        return len(self._open)
+
     def oldest_at(self) -> int | None:
         """When the oldest record that is not done was appended (Unix ms); None when all that was read is done."""
         return next((entry.appended_at for entry in self._open.values()), None)
@@ -290,7 +316,11 @@ class SinkPartition:
                         attempted = attempted._replace(stand_in=gate)
                     if attempted is not None:
                         found = attempted.found
-                        if found is Verdict.TAKEN:
+                        news = self.stage.news_of(target.name)
+                        if found is not Verdict.TAKEN:
+                            news.failed(event.kind, attempted.detail)
+                        else:
+                            news.took()
                             for taken, _ in batch:
                                 self.complete(taken)  # with no await since the answer: a drain must find it done
                         return attempted
@@ -317,6 +347,7 @@ class SinkPartition:
                     _log.warning("%s-%d: a dead letter waits for its log: %s", self.log, self.number, error)
                     await asyncio.sleep(rest.next_s())
         count_dead_letter(self.log, reason)
+        self.stage.news_of(self.target.name).set_aside(reason)
         self.complete(entry)
 
     def complete(self, entry: Entry) -> None:
