@@ -277,7 +277,8 @@ class SenderSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     in_flight_max: int = 500
     """Calls under way for one number; 1,000 mps at 350 ms need 350."""
     pending_max: int = 10_000
-    """Sends of one lane held in memory for one slot, shared evenly by its numbers; what is beyond waits in the log."""
+    """Sends of one lane held in memory for one slot, shared evenly by its numbers; what is beyond waits in the log. As
+    many again may queue behind doubts."""
 
 
 class DoubtSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -177,7 +177,7 @@ def template_of(ready: Ready) -> str:
 class Conversation:
     """One customer at this number: a queue for each lane, what is under way, what is in doubt, what is owed."""
 
-    __slots__ = ("debt", "doubts", "flying", "parked", "queues", "rests")
+    __slots__ = ("debt", "doubts", "flying", "held_back", "parked", "queues", "rests")
 
     def __init__(self) -> None:
         self.queues: dict[Lane, deque[Send]] = {}
@@ -186,6 +186,7 @@ class Conversation:
         self.debt: PairDebt = NO_DEBT
         self.rests: dict[Lane, int] = {}
         self.parked: dict[Lane | None, int] = {}
+        self.held_back: dict[Lane, int] = {}
 
     def is_held(self, lane: Lane) -> bool:
         """Whether a lane waits for a doubt to end. There may be several: of a call, and of one that was too late."""
@@ -223,6 +224,8 @@ class NumberSender:
         self.waba_id = waba_id
         self.window = Window(throughput_mps, now.monotonic)
         self.pending: dict[Lane, int] = dict.fromkeys(LANES, 0)
+        self.held_back: dict[Lane, int] = dict.fromkeys(LANES, 0)
+        """Of these, what queues behind a doubt."""
         self._in_flight_max = in_flight_max
         self._gates = gates
         self._unreached = Door(Scope.NUMBER, f"{phone_number_id}/unreached")
@@ -260,12 +263,15 @@ class NumberSender:
         else:
             queue.append(send)
         self.pending[send.lane] += 1
+        self._count_held_back(conversation)
         self._time(send)
         self._rouse(ready.customer)
 
     def hold(self, doubt: Doubt) -> None:
         """Let a customer's lane wait until the doubt about one of its sends is over."""
-        self._conversation(doubt.customer).doubts[doubt.send_id] = doubt
+        conversation = self._conversation(doubt.customer)
+        conversation.doubts[doubt.send_id] = doubt
+        self._count_held_back(conversation)
 
     def settle(self, customer: str, lane: Lane, send_id: str) -> Send | None:
         """End the doubt about a send that will not be sent again. Return another attempt that was queued meanwhile:
@@ -278,6 +284,7 @@ class NumberSender:
         if dropped is not None:
             conversation.queues[lane].remove(dropped)
             dropped.phase = Phase.LANDING
+        self._count_held_back(conversation)
         flying = conversation.flying
         if flying is not None and flying.ready.send_id == send_id and flying.phase is Phase.INTENDED:
             flying.is_settled = True
@@ -309,7 +316,9 @@ class NumberSender:
             send = heappop(self._deadlines)[2]
             send.is_timed = False
             if send.phase is Phase.QUEUED:
-                self._conversations[send.ready.customer].queues[send.lane].remove(send)
+                conversation = self._conversations[send.ready.customer]
+                conversation.queues[send.lane].remove(send)
+                self._count_held_back(conversation)
                 self._rouse(send.ready.customer)
                 send.phase = Phase.LANDING
                 expired.append(send)
@@ -496,6 +505,17 @@ class NumberSender:
             conversation = self._conversations[customer] = Conversation()
         return conversation
 
+    def _count_held_back(self, conversation: Conversation) -> None:
+        """Count anew what queues behind a customer's doubts: these, or a queue, may have changed."""
+        if not (conversation.doubts or conversation.held_back):
+            return
+        for lane, before in conversation.held_back.items():
+            self.held_back[lane] -= before
+        lanes = dict.fromkeys(doubt.lane for doubt in conversation.doubts.values())
+        conversation.held_back = {lane: len(conversation.queues.get(lane, ())) for lane in lanes}
+        for lane, count in conversation.held_back.items():
+            self.held_back[lane] += count
+
     def _room(self, now: Instant) -> int:
         if self.window.open_at(now.monotonic) - now.monotonic > AHEAD_S:
             return 0
@@ -664,6 +684,7 @@ class NumberSender:
         conversation.flying = None
         send.phase = Phase.QUEUED
         conversation.queues.setdefault(send.lane, deque()).appendleft(send)
+        self._count_held_back(conversation)
         self._time(send)
         self._rouse(send.ready.customer)
 

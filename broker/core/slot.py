@@ -264,7 +264,7 @@ class Slot:
             for (lane, name), backlog in self._backlogs.items()
             if backlog.is_behind
             and self._mark(lane).read_to >= backlog.begin  # else an earlier one of the lane's own would come later
-            and (name not in self.numbers or 2 * self.numbers[name].pending[lane] <= self._share)
+            and (name not in self.numbers or self._has_room(lane, self.numbers[name], self._share // 2 + 1))
         ]
 
     def is_full(self, left: Left) -> bool:
@@ -272,7 +272,7 @@ class Slot:
         backlog, number = self._backlogs.get((left.lane, left.phone_number_id)), self.numbers.get(left.phone_number_id)
         if backlog is None or not backlog.is_behind:
             return True
-        return number is not None and number.pending[left.lane] >= self._share
+        return number is not None and not self._has_room(left.lane, number, self._share)
 
     def retake(self, left: Left, offset: int, record: Ready | Settle | NumberFault, now: Instant) -> Report | None:
         """Take one record of a stretch that was left; those of others pass. As `take`."""
@@ -336,8 +336,9 @@ class Slot:
         return sum(backlog.end - backlog.cursor for backlog in self._backlogs.values() if backlog.is_behind)
 
     def can_read(self, lane: Lane) -> bool:
-        """Whether a lane may be read on. Only second attempts, which are never left, can exceed memory's bound."""
-        return self.pending(lane) < 2 * self._pending_max
+        """Whether a lane may be read on. Only second attempts, which are never left, can exceed what `_has_room` lets
+        in: less than three times the bound."""
+        return self.pending(lane) < 4 * self._pending_max
 
     def pending(self, lane: Lane) -> int:
         """Return how many sends of a lane are held in memory."""
@@ -506,7 +507,7 @@ class Slot:
         next step. What a restored lane reads again before a stretch was the lane's own and is in time."""
         name = number.phone_number_id
         backlog = self._backlogs.get((lane, name))
-        is_full = number.pending[lane] >= self._share
+        is_full = not self._has_room(lane, number, self._share)
         if backlog is None:
             if not is_full:
                 return False
@@ -521,6 +522,15 @@ class Slot:
         self._mark(lane).complete(offset)
         self._moves += 1
         return is_full
+
+    def _has_room(self, lane: Lane, number: NumberSender, most: int) -> bool:
+        """Whether memory takes another first attempt of a number that may have fewer than `most`. What queues behind a
+        doubt does not count while the whole lane is below twice its bound: a doubt about one customer ends when the
+        number's other sends prove that webhooks arrive, so it must never keep these out."""
+        pending = number.pending[lane]
+        if pending < most:
+            return True
+        return pending - number.held_back[lane] < most and self.pending(lane) < 2 * self._pending_max
 
     def _put(self, lane: Lane, offset: int, ready: Ready, number: NumberSender) -> None:
         send = Send(ready, lane, offset)

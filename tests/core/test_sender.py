@@ -937,13 +937,49 @@ def test_a_lane_full_of_sends_that_wait_for_a_doubt_still_reads_that_it_is_over(
     slot.begin([Snapshot(WALL, [], b""), Part([], [doubt])], {}, b"", at(0))
     for offset in range(50):
         slot.take("reply", offset, ready(f"r{offset}"), at(1))
-    assert slot.pending("reply") == 10
+    assert slot.pending("reply") == 20, "behind a doubt twice as many, and no more"
     assert slot.can_read("reply")
     assert slot.plan(at(2), may_intend=False, is_snapshot_due=False), "what was left stands in the next step"
     assert slot.left() == [], "there is no room"
     assert slot.numbers[NUMBER].intend(at(2)) == []
     slot.take("reply", 50, Settle("s0", NUMBER, "main:1", "reply"), at(3))
     assert names(slot.numbers[NUMBER].intend(at(3))) == ["r0"]
+
+
+@pytest.mark.parametrize("waiting", [5, 6, 9, 10, 19])
+def test_a_doubt_about_one_customer_does_not_keep_the_numbers_others_out(waiting: int) -> None:
+    """The doubt ends when the number's other sends prove that webhooks arrive. Kept out of memory by the sends that
+    queue behind it, these would wait for it as it waits for them, until all are too old."""
+    slot = Slot(0, PLACES, 500, Gates(), at(0), 10)
+    doubt = Doubt(NUMBER, "main:1", "reply", "s0", 1)
+    slot.begin([Snapshot(WALL, [], b""), Part([], [doubt])], {}, b"", at(0))
+    for offset in range(waiting):
+        slot.take("reply", offset, ready(f"r{offset}"), at(1))
+    burst = range(waiting, waiting + 30)
+    records = {offset: ready(f"o{offset}", f"main:o{offset}") for offset in burst}
+    for offset, record in records.items():
+        slot.take("reply", offset, record, at(1))
+    sent: list[str] = []
+    for turn in range(60):
+        now = at(2 + turn)
+        plan = slot.plan(now, may_intend=True, is_snapshot_due=False)
+        if plan is not None:
+            slot.written(plan, now)
+            for send in plan.sends:
+                sent.append(send.ready.send_id)
+                call(slot.numbers[NUMBER], send, now)
+                report = slot.answered(send, Verdict("accepted", wamid="w"), b"", now, 0.5)
+                assert report is not None
+                slot.landed(report, now)
+        for left in slot.left():
+            for offset in range(left.start, left.end):
+                if slot.is_full(left):
+                    break
+                slot.retake(left, offset, records[offset], now)
+    assert sent == [f"o{offset}" for offset in burst]
+    slot.take("reply", waiting + 30, Settle("s0", NUMBER, "main:1", "reply"), at(70))
+    assert names(slot.numbers[NUMBER].intend(at(70))) == ["r0"]
+    assert not any(slot.numbers[NUMBER].held_back.values())
 
 
 def test_a_stopped_numbers_backlog_leaves_the_others_of_its_slot_their_room() -> None:
