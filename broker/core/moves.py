@@ -26,6 +26,7 @@ of two portfolios never meet, and what names neither id of a key's customer goes
 from __future__ import annotations
 
 from collections import deque
+from heapq import merge
 from typing import Final, TypeVar
 
 from msgspec import Struct
@@ -515,13 +516,13 @@ class Residence:
         mine.taken = dedupe.merged(theirs.taken, mine.taken)
         waiting = {send.send_id for send in theirs.sends}
         mine_first = [send for send in mine.sends if send.send_id not in waiting]
-        if not is_known:
-            mine.held = [*theirs.held, *mine.held]
-            mine.sends = sorted([*theirs.sends, *mine_first], key=lambda send: send.requested_at)
-            return
         mine.held = [*theirs.held, *mine.held]
-        self._order(mine, theirs, handover.source)
-        mine.sends = sorted([*theirs.sends, *mine_first], key=lambda send: send.requested_at)
+        if is_known:
+            self._order(mine, theirs, handover.source)
+        # A gateway's clock orders the two among each other; what came by one key keeps its own order.
+        mine.sends = list(merge(theirs.sends, mine_first, key=lambda send: send.requested_at))
+        if not is_known:
+            return
         mine.seen_at = max(mine.seen_at, theirs.seen_at)
         mine.heard_at = max(mine.heard_at, theirs.heard_at)
         mine.windows = _latest(theirs.windows, mine.windows, WINDOWS_MAX)

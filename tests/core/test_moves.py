@@ -11,8 +11,8 @@ import pytest
 
 from broker.core import dedupe
 from broker.core.customer import Due, decide, next_due
-from broker.core.customer_state import QUIET_BYTES_MAX, Address, Customer, is_forgotten, pack, unpack
-from broker.core.moves import HOPS_MAX, PARKED_MAX, WAIT_MS, Append, joined_consent, lives
+from broker.core.customer_state import QUIET_BYTES_MAX, Address, Customer, Send, is_forgotten, pack, unpack
+from broker.core.moves import HOPS_MAX, PARKED_MAX, WAIT_MS, Append, Residence, joined_consent, lives
 from broker.core.webhook import split
 from schemas.ids import CustomerKey
 from schemas.records import Claim, Forwarded, Handover, SendRequest, decode_conversation, encode
@@ -243,6 +243,36 @@ def test_sends_come_to_their_end_over_a_move() -> None:
     told = [one.event for one in tale.town.told if (one.sink, one.event.kind) == ("bot", "status")]
     assert len(told) == 3
     assert {one.by for one in tale.town.told[-3:]} == {f"main:{P2}"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "both"),
+    [
+        ([("a", 90), ("b", 30)], [], "ab"),
+        ([("a", 90), ("b", 30)], [("c", 40)], "cab"),
+        ([("a", 10), ("c", 30)], [("b", 20), ("d", 40)], "abcd"),
+        ([("b", 50)], [("a", 40), ("c", 20)], "acb"),
+    ],
+)
+@pytest.mark.parametrize("late_ms", [0, WAIT_MS])
+def test_sends_keep_the_order_they_were_asked_for_in_over_a_move(
+    theirs: list[tuple[str, int]], mine: list[tuple[str, int]], both: str, late_ms: int
+) -> None:
+    """The instants are the gateway's: a clock of its that is set back must not turn round what one bot asked for."""
+
+    def sends(asked: list[tuple[str, int]]) -> list[Send]:
+        return [Send(name, NUMBER, "reply", "bot", 0, b"{}", START + at, START + 3_600_000) for name, at in asked]
+
+    story = waiting()
+    asked_at, waits = story.now, story.customer
+    if late_ms:
+        story.due(after_ms=late_ms)
+        waits = story.customer
+    waits.sends = sends(mine)
+    claiming = Residence(waits, KEY, story.now)
+    claiming.take(Handover("main:US.13", asked_at, pack(Customer(bsuid="US.13", sends=sends(theirs)))))
+    assert not claiming.lets_in(claiming.arrivals.popleft())
+    assert "".join(send.send_id for send in claiming.customer.sends) == both
 
 
 def waiting() -> Story:
