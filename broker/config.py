@@ -6,15 +6,15 @@ that a file is mended in one go.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from msgspec.structs import replace
+from msgspec.structs import fields, replace
 
 from broker.core.consent import words
 from broker.core.endpoints import listed
@@ -23,14 +23,18 @@ from broker.core.media_url import media_secret
 from broker.core.routing import BOT, ROUTES_MAX, compile_route
 from broker.errors import Misconfigured
 from broker.misfits import converted
+from broker.places import ANY_HOST, clashing_ports, ports, unreachable_sink, url_of
 from broker.secrets import Secret, read_secret
-from schemas.settings import GatewaySettings, LogSettings, SecretSource, Settings, SinkSettings
+from schemas.settings import App, GatewaySettings, LogSettings, Number, SecretSource, Settings, SinkSettings
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 """Names become parts of topic names, label values and our opaque data: short, and nothing that needs quoting."""
 
 TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 """What Kafka takes for a topic's name."""
+
+EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+"""Stands in many an example. The gateway takes no empty key: with this digest a bot would only ever hear 401."""
 
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
 
@@ -153,11 +157,13 @@ def resolve(settings: Settings, base: Path, path: Path | None = None) -> Config:
 
 def check(settings: Settings) -> Iterable[str]:
     """Yield what is wrong with settings whose types are right: ranges, names, references from one to another."""
+    yield from _nothing(settings)
     yield from _names("apps", [app.name for app in settings.apps])
     yield from _names("sinks", [sink.name for sink in settings.sinks])
     yield from _names("keys", [key.name for key in settings.keys])
     yield from _names("routes", [route.name for route in settings.routes])
     yield from _names("hours", [opening.name for opening in settings.hours])
+    yield from _unique("keys", "sha256", [key.sha256 for key in settings.keys])
     yield from _unique("numbers", "phone_number_id", [n.phone_number_id for n in settings.numbers])
     sinks = {sink.name for sink in settings.sinks}
     numbers = {n.phone_number_id for n in settings.numbers}
@@ -177,6 +183,7 @@ def check(settings: Settings) -> Iterable[str]:
     for i, sink in enumerate(settings.sinks):
         where = f"sinks[{i}]"
         yield from _kind_of_sink(where, sink, settings.log)
+        yield from unreachable_sink(where, sink, settings.connector)
         yield from _between(f"{where}.timeout_s", sink.timeout_s, 0.1, 60)
         yield from _between(f"{where}.in_flight_max", sink.in_flight_max, 1, 1_000)
         yield from _between(f"{where}.give_up_after_s", sink.give_up_after_s, 1, 7 * 86_400)
@@ -202,13 +209,15 @@ def check(settings: Settings) -> Iterable[str]:
         where = f"keys[{i}]"
         if not re.fullmatch(r"[0-9a-f]{64}", key.sha256):
             yield f"{where}.sha256 = {key.sha256!r}: must be 64 lower-case hex digits (`depesche key new` prints them)"
-        if key.sink not in sinks:
+        elif key.sha256 == EMPTY_SHA256:
+            yield f"{where}.sha256 = {key.sha256!r}: is of an empty key, which nobody has (`depesche key new`)"
+        if sinks and key.sink not in sinks:
             yield f"{where}.sink = {key.sink!r}: no such sink; there are {_list(sinks)}"
         yield from _between(f"{where}.requests_per_s_max", key.requests_per_s_max, 0, 100_000)
         if not key.numbers:
             yield f"{where}.numbers = []: name the numbers this key may send from, or '*' for all"
         for j, name in enumerate(key.numbers):
-            if name != "*" and name not in numbers:
+            if numbers and name != "*" and name not in numbers:
                 yield f"{where}.numbers[{j}] = {name!r}: no such number; there are {_list(numbers)}"
     hours: dict[str, Hours] = {}
     for i, opening in enumerate(settings.hours):
@@ -223,15 +232,15 @@ def check(settings: Settings) -> Iterable[str]:
     for i, route in enumerate(settings.routes):
         where = f"routes[{i}]"
         for j, name in enumerate(route.then.sinks):
-            if name not in sinks:
+            if sinks and name not in sinks:
                 yield f"{where}.then.sinks[{j}] = {name!r}: no such sink; there are {_list(sinks)}"
         for j, name in enumerate(route.when.numbers):
-            if name not in numbers:
+            if numbers and name not in numbers:
                 yield f"{where}.when.numbers[{j}] = {name!r}: no such number; there are {_list(numbers)}"
         holders = [("then.holder", route.then.holder)] if route.then.holder else []
         holders += [(f"when.holders[{j}]", name) for j, name in enumerate(route.when.holders)]
         for what, name in holders:
-            if name != BOT and name not in sinks:
+            if sinks and name != BOT and name not in sinks:
                 yield f"{where}.{what} = {name!r}: must be {BOT!r} or a sink; there are {_list(sinks)}"
         try:
             compile_route(route, hours)
@@ -257,16 +266,9 @@ def check(settings: Settings) -> Iterable[str]:
             f"log.kafka.min_insync_replicas = {kafka.min_insync_replicas}: must not exceed replication_factor "
             f"({kafka.replication_factor})"
         )
-    ports = [
-        ("receiver", settings.receiver.port),
-        ("gateway", settings.gateway.port),
-        ("admin", settings.admin.port),
-    ]
-    if settings.sandbox is not None:
-        ports.append(("sandbox", settings.sandbox.port))
-        ports += [(f"sandbox.bots[{i}]", bot.port) for i, bot in enumerate(settings.sandbox.bots)]
-    for where, port in ports:
-        yield from _between(f"{where}.port", port, 0, 65_535)
+    for port in ports(settings):
+        yield from _between(f"{port.where}.port", port.port, 0, 65_535)
+    yield from clashing_ports(settings)
     yield from _between("receiver.append_timeout_s", settings.receiver.append_timeout_s, 0.1, 20)
     yield from _gateway(settings.gateway)
     yield from _between("gateway.append_timeout_s", settings.gateway.append_timeout_s, 0.1, 60)
@@ -298,22 +300,21 @@ def _gateway(gateway: GatewaySettings) -> Iterable[str]:
 
 
 def _public_url(gateway: GatewaySettings) -> Iterable[str]:
-    url = urlsplit(gateway.public_url)
+    url = url_of(gateway.public_url)
     if not gateway.public_url:
-        if gateway.host in ("0.0.0.0", "::", ""):  # noqa: S104  # compared, not listened on
+        if gateway.host in ANY_HOST:
             yield (
                 f"gateway.public_url = '': is needed with gateway.host = {gateway.host!r}, which says not where bots "
                 "reach the gateway: http(s)://host[:port][/path]"
             )
-    elif url.scheme not in ("http", "https") or not url.hostname or url.username or url.query or url.fragment:
+    elif url is None or url.query or url.fragment:
         yield f"gateway.public_url = {gateway.public_url!r}: must be http(s)://host[:port][/path], and nothing more"
 
 
 def _kind_of_sink(where: str, sink: SinkSettings, log: LogSettings) -> Iterable[str]:
     """Yield what is wrong with where a sink is, by its kind."""
     if sink.kind != "kafka":
-        url = urlsplit(sink.url)
-        if url.scheme not in ("http", "https") or not url.hostname or url.username:
+        if url_of(sink.url) is None:
             yield f"{where}.url = {sink.url!r}: must be http(s)://host[:port]/path without user information"
         if sink.secret is None:
             yield f"{where}.secret: kind {sink.kind!r} needs one; its events are signed with it"
@@ -359,6 +360,23 @@ def _sources(settings: Settings) -> Iterable[tuple[str, SecretSource]]:
         for i, bot in enumerate(settings.sandbox.bots):
             yield f"sandbox.bots[{i}].secret", bot.secret
             yield f"sandbox.bots[{i}].key", bot.key
+
+
+def _nothing(settings: Settings) -> Iterable[str]:
+    """Yield what no deployment is without: keys and routes may be missing where nobody sends, or nobody is answered."""
+    needed: tuple[tuple[str, Sequence[object], type, str], ...] = (
+        ("apps", settings.apps, App, "Meta's webhooks are received for one"),
+        ("numbers", settings.numbers, Number, "messages come to and go from one"),
+        ("sinks", settings.sinks, SinkSettings, "events are delivered to one"),
+    )
+    if settings.sandbox is not None and not any(
+        (settings.apps, settings.numbers, settings.sinks, settings.keys, settings.routes)
+    ):
+        return  # for `depesche sandbox` alone
+    for name, given, kind, why in needed:
+        if not given:
+            wanted = ", ".join(field.encode_name for field in fields(kind) if field.required)
+            yield f"{name}: there is none, and {why}; add [[{name}]] with at least {wanted}"
 
 
 def _names(where: str, names: list[str]) -> Iterable[str]:

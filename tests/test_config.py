@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def set_at(*path: str | int) -> Callable[[Tree, Any], None]:
         (("sinks", 1, "name"), "Über", "sinks[1].name = 'Über': must match"),
         (("keys", 0, "sink"), "nowhere", "keys[0].sink = 'nowhere': no such sink; there are assistant, orders"),
         (("keys", 0, "sha256"), "abc", "keys[0].sha256 = 'abc': must be 64 lower-case hex digits"),
+        (("keys", 0, "sha256"), sha256(b"").hexdigest(), "is of an empty key, which nobody has"),
         (("keys", 0, "numbers"), ["1"], "keys[0].numbers[0] = '1': no such number"),
         (("routes", 0, "then"), {}, "routes[0].then = {}: does nothing; name at least one sink"),
         (("routes", 0, "when", "regex"), "(", "routes[0].when.regex = '(': is not a regular expression of RE2's"),
@@ -130,6 +132,108 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_would_be_right(
     with pytest.raises(Misconfigured) as error:
         parse(tree)
     assert said in str(error.value)
+
+
+PRIVATE = "is not a public address, every delivery would be refused; name another one, or its range in connector.allow"
+
+
+@pytest.mark.parametrize(
+    ("url", "allow", "deny", "said"),
+    [
+        ("http://127.0.0.1:9/hook", [], [], f'{PRIVATE}, such as "127.0.0.1/32"'),
+        ("http://localhost/hook", [], [], f'{PRIVATE}, such as "127.0.0.1/32"'),
+        ("http://bot.localhost./hook", [], [], PRIVATE),
+        ("http://169.254.169.254/latest", ["10.0.0.0/8"], [], PRIVATE),
+        ("http://[::1]:9/", ["127.0.0.0/8"], [], f'{PRIVATE}, such as "::1/128"'),
+        ("http://[::ffff:10.1.2.3]/", [], [], f'{PRIVATE}, such as "10.1.2.3/32"'),
+        ("http://10.1.2.3/", ["10.0.0.0/8"], ["10.1.0.0/16"], "is in connector.deny, every delivery would be refused"),
+        ("http://10.1.2.3/", ["10.0.0.0/8"], [], ""),
+        ("http://localhost/", ["127.0.0.0/8"], [], ""),
+        ("http://localhost/", ["::1/128"], [], ""),
+        ("http://8.8.8.8/", [], [], ""),
+        ("http://bot.internal/", [], [], ""),
+        ("http://[::1/", [], [], "must be http(s)://"),
+        ("http://bot.example:99999/", [], [], "must be http(s)://"),
+        ("http://@bot.example/", [], [], "must be http(s)://"),
+    ],
+)
+def test_a_sink_no_delivery_would_be_permitted_to_is_told(
+    url: str, allow: list[str], deny: list[str], said: str
+) -> None:
+    """By the rule of the connector itself; what a name resolves to is judged when it is connected to."""
+    tree = example()
+    tree["sinks"][0]["url"] = url
+    tree["connector"] = {"allow": allow, "deny": deny}
+    if not said:
+        parse(tree)
+        return
+    with pytest.raises(Misconfigured) as error:
+        parse(tree)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"sinks[0].url = {url!r}: {said}")
+
+
+def listening(**hosts_and_ports: tuple[str, int]) -> Tree:
+    """Return the example with parts listening elsewhere."""
+    tree = example()
+    for name, (host, port) in hosts_and_ports.items():
+        tree[name] = {**tree.get(name, {}), "host": host, "port": port}
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        (listening(receiver=("0.0.0.0", 9), gateway=("0.0.0.0", 9)), "gateway.port = 9: receiver.port is the same"),
+        (listening(receiver=("127.0.0.1", 9), admin=("0.0.0.0", 9)), "admin.port = 9: receiver.port is the same"),
+        (listening(receiver=("localhost", 9), gateway=("127.0.0.1", 9)), "gateway.port = 9: receiver.port is the"),
+        (listening(gateway=("", 9), sandbox=("::1", 9)), "sandbox.port = 9: gateway.port is the same on ::1"),
+        (listening(receiver=("10.0.0.1", 9), gateway=("10.0.0.2", 9)), ""),
+        (listening(receiver=("0.0.0.0", 9), gateway=("::", 9)), ""),
+        (listening(receiver=("0.0.0.0", 0), gateway=("0.0.0.0", 0)), ""),
+        (listening(sandbox=("0.0.0.0", 9)) | {"sandbox": {"port": 9, "bots": [{**BOT, "port": 9}]}}, "sandbox.bots[0]"),
+    ],
+)
+def test_two_parts_of_one_process_have_ports_of_their_own(tree: Tree, said: str) -> None:
+    """Else the second of them does not start, and that is told when it is too late."""
+    if not said:
+        parse(tree)
+        return
+    with pytest.raises(Misconfigured) as error:
+        parse(tree)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(said)
+    assert line.endswith("each needs its own")
+
+
+def test_on_kafka_receiver_and_gateway_may_have_one_port_on_hosts_of_their_own() -> None:
+    """Pods of two deployments listen on 8080 by habit; but each process has its probes beside what it serves."""
+    tree = listening(receiver=("0.0.0.0", 8080), gateway=("0.0.0.0", 8080))
+    tree["log"]["engine"] = "kafka"
+    parse(tree)
+    tree["admin"] = {"host": "0.0.0.0", "port": 8080}
+    with pytest.raises(Misconfigured) as error:
+        parse(tree)
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["admin.port = 8080"] * 2
+
+
+def test_a_file_without_what_a_deployment_needs_says_what_is_missing() -> None:
+    """An empty file is no configuration, and what would follow from the gaps is not told beside them."""
+    with pytest.raises(Misconfigured) as error:
+        parse({})
+    assert str(error.value).splitlines() == [
+        "apps: there is none, and Meta's webhooks are received for one; add [[apps]] with at least name, secrets, "
+        "verify_token",
+        "numbers: there is none, and messages come to and go from one; add [[numbers]] with at least phone_number_id, "
+        "waba_id, token, slot",
+        "sinks: there is none, and events are delivered to one; add [[sinks]] with at least name, kind",
+    ]
+    tree = example()
+    tree["sinks"] = []
+    with pytest.raises(Misconfigured) as error:
+        parse(tree)
+    assert [line.split(":")[0] for line in str(error.value).splitlines()] == ["sinks"]
+    parse({"sandbox": {}})  # for `depesche sandbox` alone
 
 
 def test_all_errors_are_reported_at_once() -> None:
@@ -202,6 +306,14 @@ def test_a_secret_written_into_the_file_is_not_shown(path: tuple[str | int, ...]
         parse(tree)
     assert said in str(error.value)
     assert "hunter2" not in str(error.value)
+
+
+def test_two_keys_are_not_one() -> None:
+    """Of two names for one key the gateway would know the last."""
+    tree = example()
+    tree["keys"].append({**tree["keys"][0], "name": "other"})
+    with pytest.raises(Misconfigured, match=r"keys\[1\].sha256 = '.*': stands already at keys\[0\]"):
+        parse(tree)
 
 
 def test_every_secret_that_cannot_be_read_is_named(tmp_path: Path) -> None:
