@@ -35,7 +35,7 @@ from broker.log.contract import Draft, Entry, LogEngine
 from broker.log.contract import Stage as LogStage
 from broker.log.door import Door
 from broker.log.embedded import EmbeddedLog
-from broker.log.glance import glance
+from broker.log.glance import glance, must_exist
 from broker.log.kafka import KafkaLog
 from broker.log.kafka_connection import connection
 from broker.log.kafka_topics import Topics
@@ -518,6 +518,8 @@ async def reset_position(config: Config, stage: LogStage, partition: int, *, res
     engine = engine_of(config, SystemClock(), random.SystemRandom(), create=False)
     if partition >= (partitions := engine.logs[stage.state].partitions):
         raise Misconfigured(f"partition {partition}: {stage.name} has partitions 0 to {partitions - 1}")
+    if config.settings.log.engine == "embedded":
+        must_exist(config.base / config.settings.log.embedded.path)
     async with EngineVisit(engine) as opened:
         try:
             await engine.seize(stage, partition)

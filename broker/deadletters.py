@@ -8,13 +8,14 @@ putting it back again is safe, since every fact on our logs carries an id and is
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import NamedTuple
 
 import msgspec
 
 from broker.clock import Clock
-from broker.errors import DepescheError
+from broker.errors import DepescheError, Misconfigured
 from broker.log.catalogue import DEADLETTERS
 from broker.log.contract import Draft, Entry
 from broker.visit import Visit
@@ -22,6 +23,14 @@ from schemas.records import DeadLetter, DeadLetterRecord, Replayed, decode_dead_
 
 MARKS_MAX = 1_000_000
 """Marks kept in memory while letters are looked at, about 100 MB: 30 days of a thousand replays an hour."""
+
+STAGES = ("receiver", "customer", "sender", "delivery")
+
+REASONS = (
+    *("not_json", "another_shape", "not_an_object", "malformed_item", "crash", "malformed", "poison", "too_large"),
+    *("unknown_sink", "gave_up"),
+)
+"""Why something is set aside, by this version: those of the receiver first."""
 
 _CUT = re.compile(r"\[first \d+ of \d+ bytes kept\]$")
 """How `workers.supervisor.dead_letter` says that the letter does not hold the whole record."""
@@ -80,7 +89,32 @@ class Replay(NamedTuple):
     refused: str = ""
 
 
-async def standing(visit: Visit, wanted: Wanted) -> AsyncIterator[Standing]:
+async def check_names(visit: Visit, wanted: Wanted, sinks: Iterable[str]) -> None:
+    """Raise `Misconfigured` when a name that is asked for is nobody's: mistyped, it would look like "no letters".
+
+    Known are the configured sinks, our stages and reasons; and what occurs in a letter, of a sink that was removed
+    since, or of another version. Raises `LogUnavailable`.
+    """
+    asked = (("sink", wanted.sink, sinks), ("reason", wanted.reason, REASONS), ("stage", wanted.stage, STAGES))
+    strange = {what: (name, tuple(known)) for what, name, known in asked if name and name not in known}
+    if not strange:
+        return
+    async with aclosing(standing(visit, Wanted())) as letters:
+        async for one in letters:
+            if one.letter is not None:
+                found = {"sink": one.sink, "reason": one.letter.reason, "stage": one.letter.stage}
+                strange = {what: each for what, each in strange.items() if each[0] != found[what]}
+            if not strange:
+                return
+    raise Misconfigured(
+        "\n".join(
+            f"no {what} {name!r}, and no letter of one; there are {', '.join(known) or 'none'}"
+            for what, (name, known) in strange.items()
+        )
+    )
+
+
+async def standing(visit: Visit, wanted: Wanted) -> AsyncGenerator[Standing, None]:
     """Read the letters that are wanted, oldest first. Raises `LogUnavailable`, `Misconfigured`.
 
     The log is read twice, the marks first: letters may be large and many, and none is kept.

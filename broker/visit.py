@@ -17,7 +17,7 @@ from broker.errors import LogUnavailable, Misconfigured
 from broker.log.contract import Draft, Entry, LogEngine
 from broker.log.door import Visitor
 from broker.log.embedded import EmbeddedLog
-from broker.log.glance import glance, progress
+from broker.log.glance import glance, must_exist, progress
 from broker.log.kafka import KafkaLog
 
 OPEN_S_MAX = 60.0
@@ -122,6 +122,7 @@ class EmbeddedVisit:
         self._appender: Visitor | EngineVisit | None = None
 
     async def __aenter__(self) -> EmbeddedVisit:
+        must_exist(self._folder)
         return self
 
     async def __aexit__(self, *_: object) -> None:

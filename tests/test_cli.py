@@ -183,13 +183,11 @@ def test_a_wrong_configuration_is_exit_code_2_wherever_it_is_read(made: Path, wo
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, made: Path) -> None:
-    """Files, stages, a sandbox that is not configured, logs nobody has written yet."""
+    """Files, stages, a sandbox that is not configured, topics of a log that has none."""
     told = here("config", "check", "--config", tmp_path / "none.toml")
     assert (told.returncode, "none.toml: cannot be read (No such file or directory)" in said(told)) == (2, True)
     told = here("worker", "--stages", "customer,sendr", "--config", made)
     assert (told.returncode, "no such stage sendr; there are customer, sender, delivery" in said(told)) == (2, True)
-    told = here("tail", "conversations", "--config", made)
-    assert (told.returncode, "there is no log there yet" in said(told)) == (2, True)
     told = here("topics", "check", "--config", made)
     assert (told.returncode, "log.engine = 'embedded': has no topics" in said(told)) == (2, True)
     tree = tomllib.loads(made.read_text())

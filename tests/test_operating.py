@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import re
 import subprocess
 import threading
 import tomllib
@@ -22,7 +24,9 @@ import tomlkit
 from aiokafka.admin import AIOKafkaAdminClient
 
 from broker import compose, trial
+from broker.clock import SystemClock
 from broker.config import load, parse
+from broker.deadletters import REASONS
 from broker.log.catalogue import (
     CONVERSATIONS,
     CUSTOMER_STAGE,
@@ -53,6 +57,17 @@ async def append(config: Path, log: str, drafts: Sequence[Draft]) -> None:
     """Append as a command does."""
     async with compose.visit(load(config)) as visit:
         await visit.append(log, drafts)
+
+
+def make_log(config: Path) -> None:
+    """Make the embedded log, as a first start of the broker does."""
+
+    async def work() -> None:
+        engine = compose.engine_of(load(config), SystemClock(), random.Random(1))
+        await engine.start()
+        await engine.close()
+
+    asyncio.run(work())
 
 
 def shown(log: str, config: Path) -> list[dict[str, Any]]:
@@ -112,7 +127,62 @@ def test_a_dead_letter_is_put_back_while_the_broker_runs(running: Trial) -> None
     assert [line.split()[0] for line in waiting][:1] == ["0/1"]
     assert len(waiting) == 2
     future = here("deadletters", "list", "--since", "2100-01-01T00:00:00Z", "--config", config)
-    assert (future.returncode, future.stdout) == (0, "")
+    assert (future.returncode, future.stdout, future.stderr) == (0, "", "depesche: no such dead letter\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "tail conversations",
+        "deadletters list",
+        "deadletters show 0/0",
+        "deadletters replay 0/0",
+        "sinks list",
+        "sinks pause assistant",
+        "sinks resume assistant",
+        "sinks replay assistant --since 1h",
+        "positions reset customer --partition 0",
+    ],
+)
+def test_a_log_that_nobody_made_cannot_be_had_and_is_not_made(tmp_path: Path, words: str) -> None:
+    """A command run in the wrong folder must not leave a log there, nor say that a sink is paused that runs on."""
+    config = trial.prepare(tmp_path / "data", trial.Ports.from_base(free_base_port()))
+    before = sorted(tmp_path.rglob("*"))
+    told = here(*words.split(), "--config", config)
+    assert (told.returncode, told.stdout, "there is no log there yet" in said(told)) == (3, "", True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mistyped_name_is_wrong_usage_and_a_removed_sinks_letters_are_listed(tmp_path: Path) -> None:
+    """Nothing listed for a name that nobody has looks like good news."""
+    config = trial.prepare(tmp_path / "data", trial.Ports.from_base(free_base_port()))
+    make_log(config)
+    empty = here("deadletters", "list", "--config", config)
+    assert (empty.returncode, empty.stdout, empty.stderr) == (0, "", "depesche: no dead letters\n")
+    asyncio.run(append(config, DEADLETTERS, [Draft(KEY, letter("deliveries.removed", b"x", reason="of-old"))]))
+    for words in (("list",), ("replay",)):
+        told = here("deadletters", *words, "--sink", "nosuch", "--config", config)
+        assert (told.returncode, told.stdout) == (2, "")
+        assert said(told) == "depesche: no sink 'nosuch', and no letter of one; there are assistant, orders\n"
+        told = here("deadletters", *words, "--reason", "foo", "--stage", "bar", "--config", config)
+        assert told.returncode == 2
+        assert "no reason 'foo', and no letter of one; there are not_json, " in said(told)
+        assert "no stage 'bar', and no letter of one; there are receiver, customer, sender, delivery" in told.stderr
+        told = here("deadletters", *words, "--sink", "assistant", "--reason", "gave_up", "--config", config)
+        assert (told.returncode, told.stdout, "no such " in said(told)) == (0, "", True)
+    for option, name in (("--sink", "removed"), ("--reason", "of-old"), ("--stage", "customer")):
+        told = here("deadletters", "list", option, name, "--config", config)
+        assert (told.returncode, len(told.stdout.splitlines()), told.stderr) == (0, 1, "")
+
+
+def test_every_reason_for_which_something_is_set_aside_is_known() -> None:
+    """Else asking for it would be refused until there is one. Read from the code, so that none is forgotten."""
+    root = Path(compose.__file__).parent.parent
+    code = "".join(path.read_text() for folder in ("broker", "workers") for path in (root / folder).rglob("*.py"))
+    constants = dict(re.findall(r'^([A-Z_]+) = "(\w+)"$', code, re.MULTILINE))
+    plain = re.findall(r'\b(?:Bad|bad)\("(\w+)"', code)
+    named = re.findall(r"set_aside\((?:[\w.\[\]]+, )+?([A-Z_]{5,}),", code) + re.findall(r"NAME, ([A-Z_]+),", code)
+    assert {*plain, *(constants[name] for name in named)} == set(REASONS)
 
 
 def test_a_letter_that_was_cut_is_put_back_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -127,6 +197,7 @@ def test_a_letter_that_was_cut_is_put_back_whole_or_not_at_all(tmp_path: Path) -
             gone = DeadLetter(CONVERSATIONS, 0, 99, KEY, b"whole", "customer", "poison", cut, 3, 1)
             await visit.append(DEADLETTERS, [Draft(KEY, encode(there)), Draft(KEY, encode(gone))])
 
+    make_log(config)
     asyncio.run(prepare())
     code, told, _ = replayed("--reason", "poison", "--config", config)
     assert code == 4

@@ -1,6 +1,7 @@
 """`depesche deadletters list | show | replay`: what was set aside, where and why, and putting it back.
 
-`list` and `show` exit with 0, or 4 when the letter asked for is not there. `replay` exits with 0 when every letter
+A sink, reason or stage that is neither ours nor in any letter is wrong usage, 2. `list` and `show` exit with 0 (nothing
+found is said on standard error), or 4 when the letter asked for is not there. `replay` exits with 0 when every letter
 chosen was put back (or, with `--dry-run`, could be), 4 when one was refused or none was chosen by its place, 3 when the
 log went away in between: what was put back until then is marked, and the same command goes on behind it.
 """
@@ -28,7 +29,8 @@ from broker.commands.terms import (
     reveal_option,
     run_loop,
 )
-from broker.deadletters import Replay, Standing, Wanted, replay, standing
+from broker.config import Config
+from broker.deadletters import Replay, Standing, Wanted, check_names, replay, standing
 from broker.masking import Masking
 
 REPLAY_MAX = 1_000
@@ -74,16 +76,20 @@ def deadletters_list(
     masking = masking_of(config.settings, reveal=reveal)
     wanted = Wanted(sink=sink, reason=reason, stage=stage, since=since, replayed=False if waiting else None)
 
-    async def work() -> None:
-        left = limit
+    async def work() -> int:
+        count = 0
         async with compose.visit(config) as visit:
+            await check_names(visit, wanted, _sinks(config))
             async for one in standing(visit, wanted):
                 click.echo(_json(one, masking) if as_json else _line(one, masking))
-                left = None if left is None else left - 1
-                if left == 0:
-                    return
+                count += 1
+                if count == limit:
+                    break
+        return count
 
-    run_loop(work)
+    if not run_loop(work):
+        is_narrowed = sink or reason or stage or since or waiting
+        click.echo(f"depesche: {'no such dead letter' if is_narrowed else 'no dead letters'}", err=True)
 
 
 @deadletters.command("show")
@@ -151,6 +157,7 @@ def deadletters_replay(
     async def work() -> tuple[int, bool]:
         count, refused = 0, False
         async with compose.visit(config) as visit:
+            await check_names(visit, wanted, _sinks(config))
             async for letter in standing(visit, wanted):
                 count += 1
                 if count <= limit:
@@ -169,6 +176,10 @@ def deadletters_replay(
         click.echo(f"depesche: {count - limit} more are left; --limit {count} takes all", err=True)
     if any_refused:
         sys.exit(EXIT_CHECK)
+
+
+def _sinks(config: Config) -> list[str]:
+    return [sink.name for sink in config.settings.sinks]
 
 
 def _must_be_a_place(place: str) -> None:

@@ -59,9 +59,15 @@ def progress(folder: Path, group: str, log: str) -> list[tuple[int, int, int | N
     return found
 
 
-def _opened(file: Path) -> sqlite3.Connection:
+def must_exist(folder: Path) -> None:
+    """Raise `LogUnavailable` when no log was ever made in this folder: a command makes none, a role does."""
+    file = folder / DATABASE
     if not file.exists():
-        raise Misconfigured(f"{file}: there is no log there yet; start `depesche run` once, or name another path")
+        raise LogUnavailable(f"{file}: there is no log there yet; start `depesche run` once, or name another path")
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    must_exist(file.parent)
     try:
         return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
     except sqlite3.Error as error:
@@ -73,7 +79,7 @@ async def glance(
 ) -> AsyncGenerator[Entry, None]:
     """Read the records of a log from `offset` on in one partition or all, and with `tail` go on at the end.
 
-    Raises `Misconfigured` when the file or the log does not exist, `LogUnavailable` when it cannot be read.
+    Raises `Misconfigured` when there is no such log, `LogUnavailable` when the file is not there or cannot be read.
     """
     file = folder / DATABASE
     db = _opened(file)
