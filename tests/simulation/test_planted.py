@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from msgspec import structs
 
-from broker.core import moves, pacing, sender, slot
+from broker.core import moves
 from broker.core.customer_state import Customer, pack, unpack
-from broker.core.pacing import PairDebt, Window
+from broker.core.pacing import Window
 from broker.core.retry import Trouble
 from broker.core.sender import Phase, Send
 from broker.core.slot import Plan
@@ -123,33 +122,6 @@ def dedupe_forgotten(patch: pytest.MonkeyPatch) -> None:
             self._customers[key] = pack(known)
 
     patch.setattr(Household, "_remember", forget)
-
-
-def debt_cut_short(patch: pytest.MonkeyPatch) -> None:
-    """An owner whose clock is behind writes a pair's debt down as short as it seemed to it. Found by seed 10."""
-    real = slot.carried_to_wall
-    patch.setattr(slot, "carried_to_wall", lambda debt, now: real(structs.replace(debt, ahead_ms=0), now))
-
-
-def debt_added_too_little(patch: pytest.MonkeyPatch) -> None:
-    """A send that finds a debt counts from where the burst began, which a takeover puts back. Found by seed 14."""
-    real = pacing.pair_spent
-
-    def spent(debt: PairDebt, now: int) -> PairDebt:
-        after = real(debt, now)
-        if after.count < 2:
-            return after
-        owed_ms = pacing.PAIR_INTERVAL_MS * min(after.count, pacing.PAIR_BURST_MAX)
-        return structs.replace(after, free_at=max(debt.free_at, debt.since + owed_ms))
-
-    for module in (slot, sender):
-        patch.setattr(module, "pair_spent", spent)
-
-
-def debt_repaid_by_our_clock(patch: pytest.MonkeyPatch) -> None:
-    """A burst ends when our own clock says so, however long the calls were on their way. Found by seed 34."""
-    patch.setattr(pacing, "PAIR_WAY_MS", 0)
-    patch.setattr(sender, "pair_surely_open_at", pacing.pair_open_at)
 
 
 def moved_without_memory(patch: pytest.MonkeyPatch) -> None:
