@@ -3,7 +3,7 @@
 A customer says stop or resume through WhatsApp's own switch (`user_preferences`), with a word (STOP), or Meta says so
 for them (error 131050). Each change is kept with its time and proof: who is asked why a message went, or did not, must
 be able to answer. Marketing is what a send's category is, not its words: everything else still goes.
-Source: meta-cloud-api.md 2.9 (`user_preferences`), 5 and 6 (131050).
+Source: Meta Cloud API, `user_preferences` webhooks, and "Error codes" (131050).
 """
 
 from __future__ import annotations

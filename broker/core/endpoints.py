@@ -96,7 +96,7 @@ _FORBIDDEN_EDGES: Final = {
 _FORBIDDEN_NODES: Final = {"oauth": ACCOUNT, "debug_token": ACCOUNT}
 
 _WEBHOOK_WORDS: Final = ("webhook", "callback_ur", "verify_token", "subscribed_fields", "subscribed_apps")
-"""In a parameter's name, wherever it stands. Source: meta-cloud-api.md 1.6."""
+"""In a parameter's name, wherever it stands. Source: Meta, "Webhook overrides"."""
 
 _OVERRIDES: Final = frozenset(
     ("batch", "method", "relative_url", "callback", "ids", "id", "suppress_http_code", "include_headers", "debug")

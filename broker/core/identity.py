@@ -55,7 +55,7 @@ def whatsapp_id(text: str) -> str:
     Replies are addressed by what a webhook said, so what may be a `wa_id` stays as it is. Changed is only what rarely
     is one: Mexico without its 1, Argentina without its 9, Brazil with the ninth digit outside of São Paulo, Rio de
     Janeiro and Espírito Santo (area codes below 31), where Meta's ids kept eight.
-    Source: meta-cloud-api.md 7; megaapp977/stack issue 576.
+    Source: megaapp977/stack issue 576.
     """
     digits = text if text.isascii() and text.isdigit() else text.translate(_BLANKS)
     if not normalise_wa_id(digits):

@@ -3,7 +3,7 @@
 Meta's own url is opened with Meta's token, which bots do not have; opened with their key, it would show Meta the key.
 Ours carries the number (whose token opens it), the medium's id and Meta's url, signed, so that nobody can make one and
 let us fetch what they like. Meta's url is good for 5 minutes, ours as long as the medium's id: the gateway asks for a
-fresh url when the old one has died. Source: meta-cloud-api.md 3.4.
+fresh url when the old one has died. Source: Meta Cloud API, "Media".
 
     <public url>/media/<phone_number_id>/<base64url of id, line feed, Meta's url>.<base64url of the signature>
 

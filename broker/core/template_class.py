@@ -20,7 +20,7 @@ CLASS_OF_CATEGORY: Final[dict[str, SendClass]] = {
 }
 
 NAMES_MAX = 20_000
-"""Of one account; Meta allows 6,000 templates. Source: meta-cloud-api.md 3.3."""
+"""Of one account; Meta allows 6,000 templates. Source: Meta, "Templates"."""
 
 _ORDER: Final = ("AUTHENTICATION", "UTILITY", "MARKETING")
 """Languages of one template may differ in category: the one of the most patient class counts."""

@@ -108,7 +108,7 @@ _USER: Final[Json] = {
     "examples": ["DE.13491208655302741918"],
 }
 _GROUP_TYPES: Final = ("text", "image", "video", "audio", "document", "sticker", "template", "pin")
-"""Source: meta-cloud-api.md 2.8."""
+"""Source: Meta Cloud API, "Groups"."""
 
 
 def _message(name: str) -> Json:

@@ -52,7 +52,7 @@ HEADERS_PASSED: Final = (
     "x-fb-trace-id",
     "x-fb-rev",
 )
-"""What clients of Graph look at and support asks for. Source: meta-cloud-api.md 3.8."""
+"""What clients of Graph look at and support asks for."""
 
 TOKEN_CODES: Final = frozenset((102, 104, 190, 463, 467))
 """Meta refuses the token, which is ours: the bot's key is in order, and it must not be told otherwise."""

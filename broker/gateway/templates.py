@@ -21,7 +21,7 @@ PAGES_MAX = NAMES_MAX // PAGE
 LOOK_S = 5.0
 WANTED_S_MIN = 60.0
 """A list is read anew this long after the last time at the earliest, whoever wants it: Meta allows 200 calls an hour
-for an account without a registered number. Source: meta-cloud-api.md 4.4."""
+for an account without a registered number. Source: Meta, "Rate limits"."""
 STOP_S_MAX = 2.0
 
 

@@ -1,6 +1,6 @@
 """What else Graph knows of a number and its account: profile, blocked users, calls, the list of templates.
 
-Kept in memory alone: nothing of it outlives the sandbox. Source: meta-cloud-api.md 2.6, 3.10.
+Kept in memory alone: nothing of it outlives the sandbox. Source: Meta Cloud API, "Block users", "Business profiles".
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Media:
 
 
 URL_LIFE_MS = 5 * 60_000
-"""How long a medium's url is good. Source: meta-cloud-api.md 3.4."""
+"""How long a medium's url is good. Source: Meta Cloud API, "Media"."""
 
 
 def node_of(medium: Uploaded, base_url: str, at: int) -> Json:

@@ -3,7 +3,7 @@
 Graph reads first: unexpected keys, another kind of JSON value, an unknown word are its 100 everywhere, and outside the
 contents of interactive messages and templates so is what is missing or too long. What WhatsApp itself reads there, it
 refuses with 131008 (missing) and 131009 (too long, too many, twice). Source: Meta's published answers and
-meta-cloud-api.md 6.5.
+Meta, "Error codes".
 """
 
 from __future__ import annotations

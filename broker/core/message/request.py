@@ -3,7 +3,7 @@
 Two readers stand behind Meta's endpoint, and each has its codes. Graph reads the parameters: whatever is another kind
 of JSON value, or no known word, is its 100 wherever it stands, and so is what is missing or too long among the
 parameters themselves. WhatsApp reads the contents of interactive messages and of templates: what is missing there is
-131008, what is too long or too much is 131009. Source: meta-cloud-api.md 6.5, and answers of Meta's that were made
+131008, what is too long or too much is 131009. Source: Meta, "Error codes", and answers of Meta's that were made
 public ("(#100) Param text['body'] must be at most 4096 characters long.", "(#131009) Parameter value is not valid:
 Invalid buttons count. Min allowed buttons: 1, Max allowed buttons: 3", "(#100) Param type must be one of ...").
 """
@@ -49,7 +49,7 @@ COMMON: Final = Object(
     },
     needed=("messaging_product",),
 )
-"""What every message may hold beside its content and its addressee. Source: meta-cloud-api.md 3.1 and 3.6."""
+"""What every message may hold beside its content and its addressee. Source: Meta Cloud API, "Messages"."""
 
 MARK: Final = Object(
     {
