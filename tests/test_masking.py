@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,16 @@ def test_a_phone_is_hidden_however_it_is_written(text: str, shown: str) -> None:
 def test_what_one_looks_for_is_shown(text: str) -> None:
     """Ids of the operator's own numbers, instants, ids of logs and deliveries, where a sink is."""
     assert MASKING.text(text) == text
+
+
+@pytest.mark.parametrize(
+    "piece", ["1234-", "1 ", "1     ", "0-", "wamid.", "HBg", "1.2.3.4.", f"{NUMBER} ", "base64:", "0" * 40 + " "]
+)
+def test_a_large_body_is_masked_in_time_that_grows_with_its_size(piece: str) -> None:
+    """Whoever signs a webhook must not keep an operator's command busy: quadratic, this would take minutes."""
+    began = time.process_time()
+    MASKING.text(piece * (1_000_000 // len(piece)))
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize("name", ["wa_id", "from", "to", "recipient_id", "input", "key", "customer"])
