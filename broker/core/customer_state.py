@@ -34,6 +34,9 @@ REPLIED_MAX = 4
 WINDOWS_MAX = 16
 """Business numbers one customer wrote to; the window opened longest ago goes first."""
 
+SHOWN_MAX = WINDOWS_MAX
+"""Business numbers that saw one customer's phone; one that is left out costs one question more."""
+
 KNOWN_QUIET_MAX = 4
 """Of a quiet customer: the last things said before the silence."""
 
@@ -103,7 +106,8 @@ class Claiming(Struct, array_like=True):
     """A question to another key that is not answered yet, and what arrived meanwhile, encoded as `Forwarded`.
 
     `evicts`: whoever lives here seems to be another one than who moves in; they go when the answer is there, unless an
-    earlier move has taken them along by then. `bsuid`: of who moves in, "" when it was not said.
+    earlier move has taken them along by then. `bsuid`: of who moves in, "" when it was not said. `ahead`: so many of
+    `parked` were sent on by the key that was asked, before it answered: they are older than what asked.
     """
 
     source: str
@@ -113,6 +117,7 @@ class Claiming(Struct, array_like=True):
     parked: list[bytes] = field(default_factory=list)
     evicts: bool = False
     bsuid: str = ""
+    ahead: int = 0
 
 
 class Customer(Struct, array_like=True):
@@ -158,6 +163,8 @@ class Customer(Struct, array_like=True):
     """That this same person had before; Meta gives a new one with a new phone."""
     order_key: str = ""
     """Under which the logs keep this person's order, "" for the key itself: it stays what it was when they move."""
+    shown_to: list[str] = field(default_factory=list)
+    """Of a linked phone: the business numbers that this person last wrote to with the phone shown, newest last."""
 
 
 pack = msgspec.msgpack.Encoder().encode

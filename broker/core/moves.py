@@ -4,6 +4,8 @@ A person is known by a phone, by a BSUID, or by both, and both change. Each key 
 key at a time, and their state with them. What makes them move:
 
     both ids are seen together, for the first time      the phone claims what the BSUID's key knows
+    another number of ours sees both, or again sees     the phone asks once more: nobody moves, but what was written
+    them                                                to that number while it saw the BSUID alone comes first
     a system message: new phone, new BSUID              the new key claims what the old key knows
     a phone comes with another BSUID, unannounced       it is somebody else's now: whoever had it goes home to their
                                                         BSUID's key, and state and consent start anew
@@ -35,6 +37,7 @@ from broker.core import consent, dedupe, idmap, window
 from broker.core.consent import SCOPES, Change
 from broker.core.customer_state import (
     KNOWN_MAX,
+    SHOWN_MAX,
     WINDOWS_MAX,
     Address,
     Claiming,
@@ -191,6 +194,9 @@ class Residence:
             self.commands.append(Moved("late"))
             self.arrivals.appendleft(arrival)
             self._release()
+        elif not claim.is_move and arrival.origin == claim.source and type(arrival.record) is not Claim:
+            claim.parked.insert(claim.ahead, parked)
+            claim.ahead += 1
         else:
             claim.parked.append(parked)
 
@@ -281,13 +287,21 @@ class Residence:
         return not customer.heard_at or customer.heard_at + REORDERED_MS >= at
 
     def _meets(self, item: Item, arrival: Arrival) -> bool:
-        """Whether a phone is seen with a BSUID that is not known to be its own: then the BSUID's key is asked."""
-        customer, bsuid = self.customer, item.bsuid
+        """Whether a phone is seen with a BSUID that is not known to be its own: then the BSUID's key is asked. So it is
+        when somebody known first writes to a number with the phone shown: what they wrote to it before may still be
+        unread there, and everything there is sent on before the answer."""
+        customer, bsuid, number = self.customer, item.bsuid, item.phone_number_id
+        is_written = item.kind in WRITTEN
+        if self._is_phone and bsuid and not item.wa_id and is_written and number in customer.shown_to:
+            if not arrival.was_parked:  # else it is older than what asked
+                customer.shown_to = [other for other in customer.shown_to if other != number]
+            return False
         if not (self._is_phone and bsuid) or normalise_wa_id(item.wa_id) != self._value:
             return False
         if self._instant(item) < arrival.move:
             return False  # sent on, and older than what brought its person here: it says nothing of today
-        if (bsuid == customer.bsuid and customer.is_linked) or bsuid in customer.former_bsuids:
+        is_known = bsuid == customer.bsuid and customer.is_linked
+        if (is_known and (number in customer.shown_to or not is_written)) or bsuid in customer.former_bsuids:
             return False
         if item.previous_bsuid and item.previous_bsuid == customer.bsuid and item.kind == "message":
             customer.former_bsuids = [*customer.former_bsuids, customer.bsuid][-FORMER_MAX:]
@@ -296,11 +310,13 @@ class Residence:
                 return False  # our own send tells whose it is
             home = customer_key(self._portfolio, "", bsuid)
             at = self._instant(item)
-            if item.kind not in WRITTEN or at < customer.moved_at:
+            if not is_written or at < customer.moved_at:
                 return self._send_on(arrival, Address(home, 0))  # about who had this phone, or will have it
             self._evict(at)
             customer = self.customer
         customer.bsuid, customer.is_linked = bsuid, True
+        shown_to = customer.shown_to if is_known else []
+        customer.shown_to = [*shown_to, number][-SHOWN_MAX:] if is_written else shown_to
         customer.addresses = [left for left in customer.addresses if bsuid not in left.bsuids]
         self._claim(customer_key(self._portfolio, "", bsuid), self._instant(item), bsuid, is_move=False)
         self._park(arrival)
@@ -315,7 +331,7 @@ class Residence:
             home = customer_key(self._portfolio, "", leaving.bsuid)
             self._pin(leaving, self._key)
             leaving.order_key, leaving.is_linked = home, False
-            leaving.addresses, leaving.claim = [], None
+            leaving.addresses, leaving.claim, leaving.shown_to = [], None, []
             self.commands.append(Append(home, Handover(self._key, at, pack(leaving), is_return=True)))
             bsuids = (*leaving.former_bsuids, leaving.bsuid)
             self._leave(fresh, Address(home, at - 1, bsuids, _unsettled(leaving)))
@@ -473,7 +489,8 @@ class Residence:
             stays.claim = waiting
             if not waiting.is_move:  # whose BSUID it is asked by
                 stays.moved_at, stays.bsuid, stays.is_linked = leaving.moved_at, leaving.bsuid, leaving.is_linked
-        leaving.addresses, leaving.claim = [], None
+                stays.shown_to = leaving.shown_to
+        leaving.addresses, leaving.claim, leaving.shown_to = [], None, []
         state = b""
         if lives(leaving) or leaving.taken:
             self._pin(leaving, self._key)

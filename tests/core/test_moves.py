@@ -17,7 +17,7 @@ from broker.core.webhook import split
 from schemas.ids import CustomerKey
 from schemas.records import Claim, Forwarded, Handover, SendRequest, decode_conversation, encode
 from tests.core.conversation import CONTEXT, KEY, NUMBER, PHONE, START, Story, message, notes, request
-from tests.core.town import PORTFOLIOS, Ids, Town, webhook
+from tests.core.town import PORTFOLIOS, SISTER, Ids, Town, webhook
 
 B1, B2, B3 = "US.1", "US.2", "US.3"
 P1, P2, P3 = "15550000001", "15550000002", "15550000003"
@@ -191,6 +191,58 @@ def test_a_phone_that_comes_back_with_another_bsuid_is_somebody_else() -> None:
     assert dedupe.find(old.taken, fact) >= 0
     tale.writes(bsuid=B1)
     assert tale.town.state(f"main:{P1}").windows[NUMBER] < tale.town.state(f"main:{B1}").windows[NUMBER]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        [("shown", SISTER)],
+        [("hidden", NUMBER), ("shown", SISTER), ("hidden", NUMBER)],
+        [("shown", NUMBER), ("hidden", NUMBER)],
+        [("shown", NUMBER), ("shown", SISTER), ("hidden", NUMBER), ("shown", SISTER)],
+    ],
+)
+@pytest.mark.parametrize("unread", [1, 3])
+def test_what_a_number_was_written_before_it_saw_the_phone_comes_first(
+    before: list[tuple[str, str]], unread: int
+) -> None:
+    """Each of our numbers sees the phone or not. One that wrote to it sees it from then on, while what it was written
+    until then still waits at the BSUID's key, for a worker that is just starting again: a chat would be turned round.
+    """
+    for seed in range(20):
+        town = Town(3, Random(seed))
+        sent: list[str] = []
+
+        def write(how: str, number: str, town: Town = town, sent: list[str] = sent) -> None:
+            ids = Ids(P1 if how == "shown" else "", B1)
+            text = {"id": f"wamid.{len(sent)}", "type": "text", "text": {"body": f"m{len(sent)}"}}
+            sent.append(f"m{len(sent)}")
+            town.receive(webhook(text, ids, town.now, number=number))
+            town.now += 1_000
+
+        for how, number in before:
+            write(how, number)
+            town.drain()
+        for _ in range(unread):
+            write("hidden", NUMBER)
+        write("shown", NUMBER)
+        write("shown", NUMBER)
+        town.drain()
+        told = [json.loads(one.event.body)["entry"][0]["changes"][0]["value"] for one in town.told]
+        assert [value["messages"][0]["text"]["body"] for value in told] == sent
+        assert town.state(f"main:{P1}").claim is None
+
+
+def test_who_always_shows_the_phone_is_asked_for_once_by_each_number() -> None:
+    """A question is two records and a wait: not one for each message."""
+    tale = Tale()
+    for _ in range(3):
+        tale.writes(P1, B1)
+        text = {"id": f"wamid.s{tale.count}", "type": "text", "text": {"body": "x"}}
+        tale.happens(webhook(text, Ids(P1, B1), tale.town.now, number=SISTER))
+    claims = [value for log in tale.town.logs for _, value in log if isinstance(decode_conversation(value), Claim)]
+    assert len(claims) == 2
+    assert tale.town.state(f"main:{P1}").shown_to == [NUMBER, SISTER]
 
 
 def test_one_bsuid_with_two_phones_makes_no_one_person_of_them() -> None:
@@ -391,7 +443,7 @@ def test_opt_out_beats_opt_in_and_an_agent_beats_a_bot_when_two_become_one() -> 
 
 def test_every_field_of_a_customer_has_its_rule_for_when_two_become_one() -> None:
     """A field added to the state and forgotten here would be lost with the first move."""
-    moved = {"addresses", "claim", "moved_at", "is_linked", "order_key"}
+    moved = {"addresses", "claim", "moved_at", "is_linked", "order_key", "shown_to"}
     joined = {
         "seen_at", "heard_at", "taken", "windows", "known", "sends", "epoch", "wa_id", "bsuid", "holder", "language",
         "sent_language", "replied", "consent", "former_bsuids", "older", "held",

@@ -106,8 +106,12 @@ class Life:
 
     def hides(self, person: Person, how: int) -> None:
         """The phone goes out of sight, or comes back. Who was seen with it is seen with it for 30 more days (Meta,
-        "Business-scoped user IDs"), so all that shows it has long been read when it goes."""
+        "Business-scoped user IDs"), so all that shows it has long been read when it goes. Nor does it come back to who
+        saw it before while what was said without it is unread: the phone's key cannot know of that (ARCHITECTURE.md,
+        "One person, several keys"). When it is shown for the first time, anything may be unread."""
         if person.is_hidden:
+            if person.is_seen:
+                self.town.drain()
             person.is_hidden = False
         elif person.is_seen:
             self.town.drain()

@@ -172,4 +172,5 @@ class Town:
         return found
 
 
-PORTFOLIOS = {NUMBER: "main", "106540352242955": "other"}
+SISTER = "106540352242977"
+PORTFOLIOS = {NUMBER: "main", SISTER: "main", "106540352242955": "other"}
