@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -57,7 +58,13 @@ def converted(tree: Mapping[str, Any], kind: type[T]) -> T:
 
 def misfits(tree: Mapping[str, Any], kind: type) -> list[str]:
     """Return a line for each place of a tree that does not fit a type: path, value, what would be right."""
-    return list(_walk("", tree, inspect.type_info(kind)))
+    return list(_walk("", tree, _type_of(kind)))
+
+
+@cache
+def _type_of(kind: type) -> inspect.Type:
+    """Read a type: some milliseconds for all settings, and always the same."""
+    return inspect.type_info(kind)
 
 
 def _walk(where: str, value: Any, wanted: inspect.Type) -> Iterator[str]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from broker import trial
 from broker.config import load, parse, resolve
 from broker.errors import Misconfigured
+from broker.misfits import misfits
+from schemas.settings import Settings
 
 EXAMPLE = Path(__file__).parent.parent / "deploy" / "depesche.toml"
 
@@ -254,6 +259,32 @@ def test_all_errors_are_reported_at_once() -> None:
         "sinks[1].kind",
         "log.sloots:",
     ]
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the path of everything in a tree."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, each in inside:
+        yield (*path, step)
+        yield from places(each, (*path, step))
+
+
+def test_the_walk_finds_what_the_types_refuse_and_nothing_else() -> None:
+    """Each place of the example with a value of each type: the errors are ours, and right is right."""
+    whole, refused = example(), 0
+    values: tuple[Any, ...] = (1, 1.5, True, "x", [], {}, [1], [{}], {"x": 1}, datetime.now(UTC))
+    for path in places(whole):
+        for value in values:
+            tree = copy.deepcopy(whole)
+            set_at(*path)(tree, value)
+            try:
+                msgspec.convert(tree, Settings)
+            except msgspec.ValidationError:
+                refused += 1
+                assert misfits(tree, Settings) != [], (path, value)
+            else:
+                assert misfits(tree, Settings) == [], (path, value)
+    assert refused > 500
 
 
 @pytest.mark.parametrize(
