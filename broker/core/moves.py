@@ -232,19 +232,21 @@ class Residence:
 
     def give_back(self, arrival: Arrival) -> None:
         """Put a record whose decision crashed, after it had waited, on the log again: alone, so that it is set aside
-        by itself and not with what released it."""
+        by itself and not with what released it. A system message keeps the instant that was asked for: it has its
+        answer."""
         record = arrival.record
-        if arrival.hops:
+        if arrival.hops or arrival.move:
             record = Forwarded(arrival.origin, arrival.hops + 1, encode(record), arrival.move)
         self.commands.append(Append(self._key, record))
 
     # -- who comes
 
     def _instant(self, item: Item) -> int:
-        """Return when something happened, the same whenever it is asked: a clock of ours that is behind would otherwise
-        make a new move of a system message each time it is looked at."""
+        """Return when something happened, by Meta's clock where the receiver's or ours bears it out: two agree, so the
+        third is wrong, and who moved last is known as well by a slow one. Else when it was received, whenever it is
+        asked: by our present a system message would be a new move each time it is looked at."""
         received_at = item.received_at or self._now
-        return item.at if 0 < item.at <= received_at + window.SKEW_MS_MAX else received_at
+        return item.at if 0 < item.at <= max(received_at, self._now) + window.SKEW_MS_MAX else received_at
 
     def _moves_in(self, item: Item, arrival: Arrival) -> bool:
         """Whether a system message brings its person to this key: then the old key is asked."""
@@ -258,7 +260,7 @@ class Residence:
             return False
         if source == self._key or named != self._key:
             return False
-        if arrival.was_parked and customer.moved_at >= at:
+        if (arrival.move or arrival.was_parked) and customer.moved_at >= (arrival.move or at):
             return False  # it is what brought them here, and the answer is there
         if item.dedupe and dedupe.find(customer.taken, dedupe.fingerprint(item.dedupe)) >= 0:
             return False  # a repetition
@@ -274,6 +276,8 @@ class Residence:
         assert customer.claim is not None
         customer.claim.evicts = lives(customer) and not self._is_same(item, at)
         customer.claim.bsuid = item.bsuid
+        # Its instant goes with it: a move that is not the one that was asked for is asked for anew.
+        arrival.move = at
         self._park(arrival)
         return True
 

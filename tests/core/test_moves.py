@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from broker.core import dedupe
-from broker.core.customer import Due, decide, next_due
+from broker.core.customer import Command, Due, Event, decide, next_due
 from broker.core.customer_state import QUIET_BYTES_MAX, Address, Customer, Send, is_forgotten, pack, unpack
 from broker.core.moves import HOPS_MAX, PARKED_MAX, WAIT_MS, Append, Residence, joined_consent, lives
 from broker.core.webhook import split
 from schemas.ids import CustomerKey
-from schemas.records import Claim, Forwarded, Handover, SendRequest, decode_conversation, encode
-from tests.core.conversation import CONTEXT, KEY, NUMBER, PHONE, START, Story, message, notes, request
+from schemas.records import Claim, Forwarded, Handover, Item, SendRequest, decode_conversation, encode
+from tests.core.conversation import CONTEXT, KEY, NUMBER, PHONE, START, Story, message, notes, readies, request
 from tests.core.town import PORTFOLIOS, SISTER, Ids, Town, webhook
 
 B1, B2, B3 = "US.1", "US.2", "US.3"
@@ -29,11 +29,17 @@ class Tale:
     def __init__(self, partitions: int = 3) -> None:
         self.town = Town(partitions, Random(7))
         self.count = 0
+        self.slow_ms = {"receiver": 0, "worker": 0}
+        """How far a clock is behind Meta's."""
 
     def happens(self, body: bytes) -> None:
         """A webhook arrives, and everything that follows from it."""
+        now = self.town.now
+        self.town.now = now - self.slow_ms["receiver"]
         self.town.receive(body)
+        self.town.now = now - self.slow_ms["worker"]
         self.town.drain()
+        self.town.now = now
 
     def writes(self, wa_id: str = "", bsuid: str = "", text: str = "") -> str:
         """Somebody writes; returns what, and a minute passes."""
@@ -146,6 +152,22 @@ def test_a_system_message_moves_its_person_once_though_our_clock_is_behind() -> 
     assert len(claims) == 1
     assert tale.heard() == ["m1", "system"]
     assert tale.windows(P2) == 1
+
+
+@pytest.mark.parametrize("whose", ["receiver", "worker"])
+def test_who_moved_last_is_known_as_well_by_a_slow_clock(whose: str) -> None:
+    """Ten minutes behind, where Meta and the other one agree: by that clock alone the way back to A came before the way
+    to B, and the person's window, consent and order would stay at B."""
+    tale = Tale()
+    tale.writes(P1)
+    tale.system(Ids(P1), type="user_changed_number", wa_id=P2)
+    tale.writes(P2)
+    tale.slow_ms[whose] = 600_000
+    tale.system(Ids(P2), type="user_changed_number", wa_id=P1)
+    tale.writes(P1)
+    assert tale.heard() == ["m1", "system", "m3", "system", "m5"]
+    assert (lives(tale.town.state(f"main:{P1}")), lives(tale.town.state(f"main:{P2}"))) == (True, False)
+    assert {one.event.customer for one in tale.town.told} == {f"main:{P1}"}
 
 
 def test_a_username_alone_changes_its_bsuid_and_stays_the_same_person() -> None:
@@ -327,13 +349,20 @@ def test_sends_keep_the_order_they_were_asked_for_in_over_a_move(
     assert "".join(send.send_id for send in claiming.customer.sends) == both
 
 
+def unanswered(story: Story, event: Event, *, apart: bool = False) -> list[Command]:
+    """Decide about a record, and let what it asks other keys go without an answer."""
+    before = unpack(story.packed) if story.packed is not None else None
+    customer, commands = decide(before, KEY, event, CONTEXT, story.now, apart=apart)
+    assert customer is not None
+    story.packed = pack(customer)
+    return commands
+
+
 def waiting() -> Story:
     """A phone that has asked its BSUID's key and has no answer yet."""
     story = Story()
-    customer, _ = decide(None, KEY, message("first", story.now), CONTEXT, story.now)
-    assert customer is not None
-    assert customer.claim is not None
-    story.packed = pack(customer)
+    unanswered(story, message("first", story.now))
+    assert story.customer.claim is not None
     return story
 
 
@@ -345,6 +374,40 @@ def test_what_arrives_while_it_waits_is_kept_and_decided_in_order() -> None:
     commands = story.take(Handover("main:US.13", story.now))
     kinds = [(type(command).__name__, getattr(command, "what", "")) for command in commands]
     assert [kind for kind, _ in kinds if kind != "Note"] == ["Deliver", "Deliver", "Dispatch"]
+    assert story.customer.claim is None
+
+
+def moving(text: str = "changed") -> Item:
+    """A system message: who had another phone has this one."""
+    told = {"type": "user_changed_number", "wa_id": PHONE, "body": text}
+    body = webhook({"id": "wamid.s", "type": "system", "system": told}, Ids(P1), START)
+    ((key, item),) = split(body, "brand", START, PORTFOLIOS).conversations
+    assert key.decode() == KEY
+    return item
+
+
+def test_a_system_message_too_large_to_wait_is_decided() -> None:
+    """It asks, and goes on alone at once."""
+    story = Story()
+    commands = story.take(moving("x" * 1_000_000))
+    assert [one for one in notes(commands) if one[0] in ("moved", "routed")] == [
+        ("moved", "claimed"),
+        ("moved", "late"),
+        ("routed", "bot"),
+    ]
+
+
+def test_what_is_put_back_on_the_log_does_not_ask_again() -> None:
+    """What comes of all that waited may be too large to be written; together again, it would be again."""
+    story = Story()
+    unanswered(story, moving())
+    unanswered(story, request("one", START, template="t"))
+    commands = unanswered(story, Handover(f"main:{P1}", START, is_move=True), apart=True)
+    back = [one for one in commands if isinstance(one, Append)]
+    assert [one.key for one in back] == [KEY, KEY]
+    first, second = (unanswered(story, one.record) for one in back)
+    assert notes(first).count(("routed", "bot")) == 1
+    assert len(readies(second)) == 1
     assert story.customer.claim is None
 
 
