@@ -23,6 +23,7 @@ from schemas.records import (
     LANES,
     Claim,
     DeliveryEvent,
+    Forwarded,
     Handover,
     Item,
     Ready,
@@ -87,6 +88,10 @@ class Logs:
         self.asked: dict[tuple[str, int], int] = {}
         self.answered: dict[tuple[str, int], int] = {}
         """By key and move: when another key was asked for a person, and when it answered."""
+        self.questions: Counter[str] = Counter()
+        """How often a key asked others for its person."""
+        self.may_ask: Counter[str] = Counter()
+        """How many records came to a key that it may ask about."""
         self.requests: list[tuple[bytes, SendRequest]] = []
         self.events: dict[str, list[Event]] = {sink.name: [] for sink in SETTINGS.sinks}
         self.ready: list[Ready] = []
@@ -101,11 +106,14 @@ class Logs:
         """Read on from where the last call came to."""
         for key, value, at in self._records(CONVERSATIONS):
             record = decode_conversation(value)
+            if isinstance(record, Item | Forwarded):
+                self.may_ask[key.decode()] += 1
             if isinstance(record, Item):
                 self.items.append((key, record))
                 if record.kind == "message":
                     self.arrived.append((at, key, record))
             elif isinstance(record, Claim):
+                self.questions[record.by] += 1
                 self.asked.setdefault((record.by, record.move), at)
             elif isinstance(record, Handover):
                 self.answered[key.decode(), record.move] = at
@@ -161,6 +169,7 @@ class Checker:
         self._sends_in_order()
         self._events_in_order()
         self._moves_in_order()
+        self._moves_come_to_an_end()
         self._one_person_each()
         self._within_limits()
         return self.violations[:VIOLATIONS_MAX] + self.open_matters()[:VIOLATIONS_MAX]
@@ -361,6 +370,13 @@ class Checker:
                     (sink, customer, place), (other_sink, other_customer, other_place) = where[wamid], where[before]
                     if (sink, customer) == (other_sink, other_customer) and place < other_place:
                         self._say("I3", f"{wamid} of {who[1]} was derived before {before}, written under another key")
+
+    def _moves_come_to_an_end(self) -> None:
+        """A record lets its key ask for a move and for a BSUID, each once: two keys that ask and answer for ever fill
+        the log, and whoever waits for them may still come out in order."""
+        for key, count in self._logs.questions.items():
+            if count > 2 * self._logs.may_ask[key]:
+                self._say("I8", f"{key} asked other keys {count} times about {self._logs.may_ask[key]} records")
 
     def _one_person_each(self) -> None:
         """No state remembers messages of two people."""

@@ -145,6 +145,21 @@ def given_up_too_soon(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Trouble, "is_given_up", lambda self, give_up_after_s: self.attempts > 1)
 
 
+def asked_again(patch: pytest.MonkeyPatch) -> None:
+    """A system message that waited for its answer has a new instant, and asks anew, some hundred times. Found by seed
+    28, where it went on for minutes."""
+    park, instant, left = moves.Residence._park, moves.Residence._instant, iter(range(300))
+
+    def forgetful(self: moves.Residence, arrival: moves.Arrival) -> None:
+        arrival.move = 0
+        park(self, arrival)
+
+    patch.setattr(moves.Residence, "_park", forgetful)
+    patch.setattr(
+        moves.Residence, "_instant", lambda self, item: instant(self, item) if next(left, None) is None else self._now
+    )
+
+
 STORMS_MAX = 12
 """Storms change with every change of the code, so a bug is looked for in several; most are found in the first."""
 
@@ -163,6 +178,7 @@ STORMS_MAX = 12
         (moved_without_memory, "I2"),
         (nothing_is_sent_on, "I1"),
         (given_up_too_soon, "I1"),
+        (asked_again, "I8: main:"),
     ],
 )
 def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Plant, promise: str) -> None:

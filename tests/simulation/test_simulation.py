@@ -23,6 +23,7 @@ FOUND: dict[int, str] = {
     17: "the same, two takeovers later",
     23: "inbound of a stalled fetch counted against a tier whose owner could not know of it",
     25: "a lone customer's next reply waited half a second longer and came too late",
+    28: "a worker whose clock was slow asked for a moving customer again at each answer",
     34: "a send 6.0 s after the first began a burst that Meta counted to the one before",
     47: "who showed a number their phone was heard before what that number had been written without it",
     53: "a status was never answered with 200",
