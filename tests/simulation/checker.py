@@ -86,6 +86,8 @@ class Logs:
         self.arrived: list[tuple[int, bytes, Item]] = []
         """The same messages, with when they were appended."""
         self.asked: dict[tuple[str, int], int] = {}
+        self.joined_at: dict[tuple[bytes, bytes], int] = {}
+        """By key and the key it asked: when it first did so."""
         self.answered: dict[tuple[str, int], int] = {}
         """By key and move: when another key was asked for a person, and when it answered."""
         self.questions: Counter[str] = Counter()
@@ -115,6 +117,7 @@ class Logs:
             elif isinstance(record, Claim):
                 self.questions[record.by] += 1
                 self.asked.setdefault((record.by, record.move), at)
+                self.joined_at.setdefault((record.by.encode(), key), at)
             elif isinstance(record, Handover):
                 self.answered[key.decode(), record.move] = at
             elif isinstance(record, SendRequest) and record.kind == "message":
@@ -331,7 +334,9 @@ class Checker:
 
     def _moves_in_order(self) -> None:
         """What somebody wrote to a number under one key, before we could know that another key is theirs, is derived
-        before what they wrote to it under that other key. Not where a claim waited for longer than it may."""
+        before what they wrote to it under that other key. Not where a claim waited for longer than it may, nor what
+        came after the other key had asked for them, by a status perhaps: it does not ask again, and who hides their
+        phone and shows it writes on two partitions."""
         person_of = {wrote.wamid: (wrote.number, wrote.person) for wrote in self._evidence.wrote}
         person_of |= {
             webhook.wamid: (webhook.number, webhook.person)
@@ -365,7 +370,8 @@ class Checker:
             for index, (_, key, wamid) in enumerate(stream):
                 known_at = met.get(who, {}).get(key, 0)
                 for before_at, before_key, before in stream[:index]:
-                    if before_key == key or before_at >= known_at or key.decode() in late:
+                    joined_at = self._logs.joined_at.get((key, before_key), known_at)
+                    if before_key == key or before_at >= min(known_at, joined_at) or key.decode() in late:
                         continue
                     (sink, customer, place), (other_sink, other_customer, other_place) = where[wamid], where[before]
                     if (sink, customer) == (other_sink, other_customer) and place < other_place:
