@@ -286,6 +286,9 @@ class Store:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, SCHEMA_VERSION):
                 raise LogUnavailable(f"{self.path}: made by another version of Depesche (schema {version})")
+            tables = _tables(self._db)
+            if (version or tables) and tables != _made():
+                raise LogUnavailable(f"{self.path}: damaged: its tables are not what was created")
             self._db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
         except (sqlite3.Error, UnicodeError) as error:
             raise LogUnavailable(f"{self.path}: cannot be opened: {error}") from error
@@ -513,3 +516,15 @@ class Store:
             logger.warning("%s: checkpoint failed, will be tried again: %s", self.path, error)
             return 1, 0
         return (1, 0) if busy else (pages, copied)
+
+
+def _tables(db: sqlite3.Connection) -> dict[str, str | None]:
+    """Return what a database says it holds: a table whose name lost a bit would be made anew, and be empty."""
+    return dict(db.execute("SELECT name, sql FROM sqlite_schema"))
+
+
+def _made() -> dict[str, str | None]:
+    """Return what `SCHEMA` makes."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(SCHEMA)
+        return _tables(db)

@@ -138,6 +138,19 @@ async def test_a_flipped_bit_is_reported_with_its_place_and_spares_its_neighbour
     assert "log 'in', partition 1, offset 123" in caplog.text
 
 
+@pytest.mark.parametrize("damage", ["ALTER TABLE records RENAME TO rebords", "DROP TABLE places"])
+async def test_a_table_that_is_not_there_is_never_made_anew(tmp_path: Path, damage: str) -> None:
+    """A flipped bit in its name would otherwise give an empty log, and nobody would be told."""
+    async with opened(tmp_path) as engine:
+        await engine.append("in", [Draft(b"k", b"v")], 5)
+    with closing(sqlite3.connect(tmp_path / "log.db")) as db:
+        db.execute(damage)
+        db.commit()
+    with pytest.raises(LogUnavailable, match="damaged: its tables are not what was created"):
+        async with opened(tmp_path):
+            pass
+
+
 @pytest.mark.parametrize("seed", range(40))
 async def test_a_bit_flipped_anywhere_never_makes_a_wrong_record(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
