@@ -139,8 +139,13 @@ class Actor(ABC, Generic[Mail, Answer]):
         task.add_done_callback(self._work_ended)
 
     def wake_at(self, at: float) -> None:
-        """Ask for a `Woke` at this time (monotonic seconds), instead of any asked for before."""
+        """Ask for a `Woke` at this time (monotonic seconds), instead of any asked for before.
+
+        One whose time has come and that was not received yet is replaced, too: an actor never wakes twice for one wait.
+        """
         self._cancel_timer()
+        if WOKE in self._urgent:
+            self._urgent.remove(WOKE)
         self._timer = asyncio.get_running_loop().call_later(max(0.0, at - self.clock.monotonic()), self._time_is_up)
 
     async def run(self) -> None:

@@ -125,6 +125,27 @@ async def test_a_later_wake_up_replaces_an_earlier_one() -> None:
     assert actor.seen == ["a", "woke"]
 
 
+async def test_a_later_wake_up_replaces_one_whose_time_has_come() -> None:
+    """Whoever is hastened in the very turn in which its pause ends would else begin its work twice."""
+
+    async def react(actor: Recorder, event: object) -> None:
+        if event == "a":
+            actor.wake_at(actor.clock.monotonic())
+            await asyncio.sleep(0.01)
+            assert actor._timer is None, "its time has come, and it was not received"
+            actor.wake_at(actor.clock.monotonic() + 0.01)
+            return
+        actor.finish()
+
+    actor = Recorder(react)
+    async with running(actor):
+        for mail in "ab":
+            await actor.put(mail)
+        await actor.until(lambda: "b" in actor.seen)
+        await asyncio.sleep(0.03)
+    assert actor.seen == ["a", "woke", "b"]
+
+
 async def test_whoever_puts_waits_while_the_mailbox_is_full() -> None:
     """Bounded memory: the wait travels up to whoever reads the log."""
     go_on = asyncio.Event()
