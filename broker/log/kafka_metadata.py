@@ -6,6 +6,7 @@ A topic deleted and made again keeps its name and gets another id; an offset bel
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from io import BytesIO
@@ -19,6 +20,10 @@ from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16,
 
 ABSENT = 3
 """Error code of a topic that does not exist (UNKNOWN_TOPIC_OR_PARTITION)."""
+
+NODE_LOOK_S = 0.1
+NODE_LOOKS_MAX = 100
+"""A broker that is back names itself again with its next heartbeat to the controller, every 2 s by default."""
 
 NO_ID = bytes(16)
 
@@ -112,13 +117,21 @@ class Topic(NamedTuple):
     replicas: int
 
 
+async def _a_node(client: AIOKafkaClient) -> Any:
+    """Return some broker. Those that have just started, or were away for longer than their session with the
+    controller, know of none for a moment, not even of themselves. Raises `BrokerNotAvailableError`."""
+    for _ in range(NODE_LOOKS_MAX):
+        if (node := client.get_random_node()) is not None:
+            return node
+        await asyncio.sleep(NODE_LOOK_S)
+        await client.force_metadata_update()
+    raise BrokerNotAvailableError("the cluster names no broker that is ready")
+
+
 async def describe(client: AIOKafkaClient, names: Sequence[str]) -> dict[str, Topic]:
     """Return those of the topics that exist, creating none. Raises the client's errors, `IncompatibleBrokerVersion`
     for a broker older than 2.8 (which knows no topic ids)."""
-    node = client.get_random_node()
-    if node is None:
-        raise BrokerNotAvailableError
-    answer = await client.send(node, _Metadata(names))
+    answer = await client.send(await _a_node(client), _Metadata(names))
     found: dict[str, Topic] = {}
     for error_code, name, topic_id, _, partitions, _, _ in answer.topics:
         if error_code == ABSENT:

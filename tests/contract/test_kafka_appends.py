@@ -10,6 +10,7 @@ import time
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.partitioner import DefaultPartitioner
 
 from broker.clock import SystemClock
@@ -17,6 +18,7 @@ from broker.errors import LogUnavailable, Misconfigured, RecordTooLarge
 from broker.log.contract import RECORD_BYTES_MAX, Draft, LogSpec
 from broker.log.kafka import KafkaLog
 from broker.log.kafka_connection import connection
+from broker.log.kafka_metadata import describe
 from broker.log.kafka_topics import Topics
 from broker.secrets import Secret
 from schemas.settings import KafkaSettings
@@ -299,3 +301,17 @@ async def test_a_tail_sees_what_comes_later(kafka: KafkaForTests, kafka_prefix: 
         task.cancel()
         await asyncio.wait({task})
         assert await log.ends("accounts") == [(0, 2)]
+
+
+async def test_topics_are_described_once_a_broker_is_ready_again(kafka: KafkaForTests, kafka_prefix: str) -> None:
+    """One that just started, or missed its heartbeats, answers at once and names no broker, itself included."""
+    async with kafka_log(kafka.bootstrap, kafka_prefix, [EVENTS]), asyncio.timeout(30):
+        client = AIOKafkaClient(bootstrap_servers=kafka.bootstrap)
+        await client.bootstrap()
+        try:
+            # What the client is left with by such an answer: the first connection, and no broker.
+            client._conns["bootstrap", ConnectionGroup.DEFAULT] = await client._get_conn(client.get_random_node())
+            client.cluster._brokers.clear()
+            assert list(await describe(client, [kafka_prefix + "events"])) == [kafka_prefix + "events"]
+        finally:
+            await client.close()
