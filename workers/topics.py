@@ -21,7 +21,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from broker.log.kafka_connection import CLIENT_ERRORS, REQUEST_TIMEOUT_MS, discard_producer, quieten
+from broker.log.kafka_connection import CLIENT_ERRORS, discard_producer, producer_of, quieten
 from schemas.settings import SinkSettings
 from workers.poster import PostFailed
 
@@ -80,16 +80,7 @@ class Line:
             await asyncio.wait([self._going], timeout=timeout_s + LET_GO_S_MAX)
 
     async def _start(self) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(
-            **self._connect,
-            acks="all",
-            enable_idempotence=True,
-            compression_type="zstd",
-            max_request_size=REQUEST_BYTES_MAX,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
-            retry_backoff_ms=50,
-            linger_ms=0,
-        )
+        producer = producer_of(self._connect, max_request_size=REQUEST_BYTES_MAX)
         try:
             async with asyncio.timeout(START_S_MAX):
                 await producer.start()

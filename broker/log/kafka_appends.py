@@ -24,7 +24,7 @@ from broker import metrics
 from broker.clock import Clock
 from broker.errors import LogUnavailable
 from broker.log.contract import Draft, LogSpec
-from broker.log.kafka_connection import CLIENT_ERRORS, REQUEST_TIMEOUT_MS, Deadline, end_task, topic_name
+from broker.log.kafka_connection import CLIENT_ERRORS, Deadline, end_task, producer_of, topic_name
 from broker.log.kafka_seat import Cluster
 from broker.log.lease import Backoff, Signal
 from broker.log.partitioning import partition_for
@@ -206,17 +206,7 @@ class ProducerSupervisor:
         return ""
 
     async def _start(self) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(
-            **self._connect,
-            acks="all",
-            enable_idempotence=True,
-            compression_type="zstd",
-            max_batch_size=BATCH_BYTES_MAX,
-            max_request_size=REQUEST_BYTES_MAX,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
-            retry_backoff_ms=50,
-            linger_ms=0,
-        )
+        producer = producer_of(self._connect, max_batch_size=BATCH_BYTES_MAX, max_request_size=REQUEST_BYTES_MAX)
         try:
             async with asyncio.timeout(START_S_MAX):
                 await producer.start()

@@ -124,6 +124,21 @@ async def _politely(stop: Callable[[], Awaitable[None]], timeout_s: float) -> bo
     return ended and not task.cancelled() and task.exception() is None
 
 
+def producer_of(connect: Mapping[str, Any], **differing: Any) -> AIOKafkaProducer:
+    """Make a producer, not started, as all of ours are: idempotent, acks=all, no lingering (whoever appends batches).
+    `connect`: see `connection`; `differing`: what this one has beside, sizes or a transactional id."""
+    return AIOKafkaProducer(
+        **connect,
+        acks="all",
+        enable_idempotence=True,
+        compression_type="zstd",
+        request_timeout_ms=REQUEST_TIMEOUT_MS,
+        retry_backoff_ms=50,
+        linger_ms=0,
+        **differing,
+    )
+
+
 async def discard_producer(producer: AIOKafkaProducer, timeout_s: float = 1.0) -> None:
     """Let a producer go within about twice the timeout. What it has not sent is given up. Never raises."""
     _hear_out(producer)

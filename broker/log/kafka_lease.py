@@ -19,7 +19,7 @@ from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 from broker import metrics
 from broker.errors import LeaseLost, LeaseRevoked, LogUnavailable, OutOfTurn, WrongIncarnation
 from broker.log.contract import SNAPSHOT, Entry, LeaseState, Restored, Stage, Step
-from broker.log.kafka_connection import CLIENT_ERRORS, REQUEST_TIMEOUT_MS, Reaper, topic_name
+from broker.log.kafka_connection import CLIENT_ERRORS, Reaper, producer_of, topic_name
 from broker.log.kafka_seat import Cluster, Fetching, Seat
 from broker.log.partitioning import partition_for
 from broker.log.position import (
@@ -279,15 +279,11 @@ async def open_lease(cluster: Cluster, group: Fetching, stage: Stage, partition:
     """Fence whoever owned the partition and read back what was committed. Raises `WrongIncarnation`,
     `LogUnavailable`."""
     begun_at = cluster.clock.monotonic()
-    producer = AIOKafkaProducer(
-        **cluster.connect,
+    producer = producer_of(
+        cluster.connect,
         transactional_id=f"{cluster.settings.prefix}{stage.name}-{partition}",
         transaction_timeout_ms=cluster.settings.transaction_timeout_ms,
-        compression_type="zstd",
         max_batch_size=BATCH_BYTES_MAX,
-        request_timeout_ms=REQUEST_TIMEOUT_MS,
-        retry_backoff_ms=50,
-        linger_ms=0,
     )
     try:
         async with asyncio.timeout(FENCE_S_MAX):
