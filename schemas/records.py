@@ -83,6 +83,8 @@ class SendRequest(Struct, tag="send", frozen=True, omit_defaults=True):
     `kind` "mark" is a read mark or typing indicator: it has no customer and no status. `epoch` is the conversation's
     epoch the caller was given, None when it says nothing. `marketing`: it is marketing whatever its class, because it
     came by `/marketing_messages` or its template is of that category; a send of class "campaign" always is.
+    `class_presumed`: it goes by a template and nobody named its class, neither the caller nor a setting: the customer
+    stage, which knows the window, may make it part of a conversation.
     """
 
     send_id: str
@@ -103,6 +105,7 @@ class SendRequest(Struct, tag="send", frozen=True, omit_defaults=True):
     fingerprint: bytes = b""
     marketing: bool = False
     edge: Edge = "messages"
+    class_presumed: bool = False
 
 
 class SendOutcome(Struct, tag="outcome", frozen=True, omit_defaults=True):

@@ -264,7 +264,8 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     template_refresh_s: float = 900.0
     """How often the categories of templates are read from Meta, which decide their lanes; 0 is never."""
     template_classes: dict[str, SendClass] = field(default_factory=dict)
-    """Class of what is sent by a template, by its name, where its category in Meta's list is not to decide."""
+    """Class of what is sent by a template, by its name, where neither its category in Meta's list nor the customer's
+    window are to decide."""
 
 
 class SenderSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -51,6 +51,7 @@ from broker.core.opaque import Opaque, derived_send_id, is_send_id, unwrap, wrap
 from broker.core.outcome import is_of_number, rule_of
 from broker.core.routing import BOT, Case, Routed, Rule, compile_routes, routed
 from broker.core.status import StatusBody, failed
+from broker.core.template_class import by_window
 from broker.core.view import template_language, view
 from schemas.ids import CustomerKey, SendId, Sink
 from schemas.records import (
@@ -669,21 +670,23 @@ class Turn:
         if self._waiting(request.send_id) is not None or not self._take(request.send_id):
             self._commands.append(Note("duplicate", "send"))
             return
+        send_class, lane = self._class_and_lane(request)
         send = Send(
             send_id=request.send_id,
             phone_number_id=request.phone_number_id,
-            send_class=request.send_class,
+            send_class=send_class,
             sink=request.sink,
             attempt=0,
             body=request.body,
             requested_at=request.requested_at,
-            not_after=request.not_after or request.requested_at + LIFE_MS[request.send_class],
+            not_after=request.not_after or request.requested_at + LIFE_MS[send_class],
             wa_id=request.wa_id,
             bsuid=request.bsuid,
             template=request.template,
             own=request.opaque,
             marketing=request.marketing,
             edge=request.edge,
+            other_lane=None if lane == LANE_OF[send_class] else lane,
         )
         label, refusal = self._refusal(send, request)
         if refusal is not None:
@@ -704,6 +707,18 @@ class Turn:
         self._release()
         if not send.attempt and self._waiting(send.send_id) is not None:
             self._commands.append(Note("admitted", "held"))
+
+    def _class_and_lane(self, request: SendRequest) -> tuple[SendClass, Lane]:
+        """Say why a send exists and where it waits: as it was asked for, or where nobody said, by the window."""
+        if not request.class_presumed:
+            return request.send_class, LANE_OF[request.send_class]
+        is_open = is_customer(self._key) and self._is_open(request.phone_number_id)
+        return by_window("campaign" if request.marketing else request.send_class, is_open=is_open)
+
+    def _is_open(self, phone_number_id: str) -> bool:
+        """Whether the customer's window with a number is open now, with the margin for a send's way to Meta."""
+        opened_at = self._customer.windows.get(phone_number_id, 0)
+        return window.is_open(opened_at, self._now, self._context.window_margin_ms)
 
     def _refusal(self, send: Send, request: SendRequest) -> tuple[str, Refusal | None]:
         """Say why a send is not admitted. May bring its `not_after` forward: to the close of the window."""
@@ -770,7 +785,7 @@ class Turn:
             attempt=send.attempt,
             phone_number_id=send.phone_number_id,
             customer=self._order_key(send),
-            lane=LANE_OF[send.send_class],
+            lane=send.lane,
             send_class=send.send_class,
             kind="message",
             body=body,
@@ -784,10 +799,8 @@ class Turn:
 
     def _held_before(self, send: Send) -> bool:
         """Whether an earlier send of the same lane is held: then this one must wait behind it."""
-        lane = LANE_OF[send.send_class]
         return any(
-            not other.attempt and other is not send and LANE_OF[other.send_class] == lane
-            for other in self._customer.sends
+            not other.attempt and other is not send and other.lane == send.lane for other in self._customer.sends
         )
 
     def _release(self) -> None:
@@ -802,8 +815,7 @@ class Turn:
                 self._remove(send)
                 self._refuse(send, "expired", self._too_late(send))
                 continue
-            lane = LANE_OF[send.send_class]
-            if lane in closed:
+            if send.lane in closed:
                 continue
             wamids: dict[str, str] = {}
             verdict = ""
@@ -818,7 +830,7 @@ class Turn:
                     verdict = "gone"
                     break
             if verdict == "wait":
-                closed[lane] = None
+                closed[send.lane] = None
             elif verdict == "gone":
                 self._remove(send)
                 self._refuse(send, "reference", REFERENCE_GONE)
@@ -953,7 +965,7 @@ class Turn:
         if send.doubt_until:
             self._commands.append(Note("resolved", by))
         if send.doubt_until or overtaken:
-            self._settle(send.phone_number_id, send.send_id, LANE_OF[send.send_class], self._order_key(send))
+            self._settle(send.phone_number_id, send.send_id, send.lane, self._order_key(send))
 
     def _settle(self, phone_number_id: str, send_id: str, lane: Lane, customer: str) -> None:
         number = self._context.numbers.get(phone_number_id)

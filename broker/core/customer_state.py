@@ -16,7 +16,7 @@ from msgspec import Struct, field
 from broker.core import consent, dedupe
 from broker.core.consent import Change
 from broker.core.opaque import new_send_id
-from schemas.records import Edge, SendClass
+from schemas.records import LANE_OF, Edge, Lane, SendClass
 
 QUIET_BYTES_MAX = 400
 """What a quiet customer may occupy; a test measures it."""
@@ -70,6 +70,13 @@ class Send(Struct, array_like=True, gc=False):
     edge: Edge = "messages"
     order_key: str = ""
     """What it was handed over under, where its customer has moved since."""
+    other_lane: Lane | None = None
+    """Where it does not go in the lane of its class (`template_class.by_window`)."""
+
+    @property
+    def lane(self) -> Lane:
+        """Which of its number's queues it waits in."""
+        return self.other_lane or LANE_OF[self.send_class]
 
 
 class Known(Struct, array_like=True, gc=False, frozen=True):

@@ -1,7 +1,10 @@
-"""Why a template message exists, by the category Meta approved the template in: it decides lane and doubt.
+"""Why a template message exists, by the category Meta approved the template in and by the customer's window: it decides
+lane and doubt.
 
-Categories are learned from Meta's own list of an account's templates; classes in the settings win. A template of
-unknown category goes as its key's messages usually do, but never as a reply: nobody unheard of delays a conversation.
+Categories are learned from Meta's own list of an account's templates; classes in the settings win. Marketing is a
+campaign whoever gets it. Any other template is part of the conversation while the customer's window is open, else the
+business begins one. A template of unknown category goes as its key's messages usually do, but outside the window never
+as a reply: nobody unheard of delays a conversation.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.records import SendClass
+from schemas.records import Lane, SendClass
 
 CLASS_OF_CATEGORY: Final[dict[str, SendClass]] = {
     "MARKETING": "campaign",
@@ -65,6 +68,22 @@ def note(categories: dict[str, str], name: str, category: str) -> None:
         categories[name] = category
 
 
+def by_window(presumed: SendClass, *, is_open: bool) -> tuple[SendClass, Lane]:
+    """Return class and lane of a send by a template whose class nobody named. `is_open`: the customer's window with
+    that number.
+
+    In an open window somebody waits for it, and what is said before and after it goes in the same lane: in another one
+    the receipt would come before the answer it belongs to. Its class is then a reply's, because doubt holds a lane, and
+    no conversation is to stand still for the ten minutes a transactional message may. A one-time code keeps its class:
+    it is of no use after ten minutes in any lane.
+    """
+    if presumed == "campaign":
+        return "campaign", "campaign"
+    if is_open:
+        return ("otp" if presumed == "otp" else "reply"), "reply"
+    return ("transactional" if presumed == "reply" else presumed), "transactional"
+
+
 class TemplateClasses:
     """What is known of templates' classes: by account, replaced as a whole when an account's list was read."""
 
@@ -82,9 +101,13 @@ class TemplateClasses:
         """Return a template's category, or "" when Meta's list was not read or does not hold it."""
         return self._by_waba.get(self._waba_of.get(phone_number_id, ""), {}).get(template, "")
 
+    def is_named(self, template: str) -> bool:
+        """Whether the settings say a template's class."""
+        return template in self._named
+
     def is_known(self, phone_number_id: str, template: str) -> bool:
-        """Whether a template's class is more than a presumption."""
-        return template in self._named or bool(self.category(phone_number_id, template))
+        """Whether a template's class is more than a guess by its key."""
+        return self.is_named(template) or bool(self.category(phone_number_id, template))
 
     def class_of(self, phone_number_id: str, template: str, usual: SendClass) -> SendClass:
         """Return the class of what is sent by a template. `usual`: of the key that sends it."""

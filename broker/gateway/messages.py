@@ -183,22 +183,24 @@ class Messages:
 
     def _class(
         self, key: BotKey, phone_number_id: str, outgoing: Outgoing, asked: SendClass | None, edge: Edge
-    ) -> SendClass:
-        """Why the send exists: as the request says, else by the template's category, else as the key's sends do.
+    ) -> tuple[SendClass, bool]:
+        """Why the send exists: as the request says, else by the template's category, else as the key's sends do; and
+        whether that is presumed, so that the customer's window has a say in it (`template_class.by_window`).
 
         Free-form messages go inside the customer service window alone, so what is no template is a reply by nature.
         """
         if outgoing.kind == "mark":
-            return "reply"
+            return "reply", False
         if asked is not None:
-            return asked
+            return asked, False
         if edge == "marketing_messages":
-            return "campaign"
+            return "campaign", False
         if not outgoing.template:
-            return key.send_class
+            return key.send_class, False
         if not self._classes.is_known(phone_number_id, outgoing.template):
             self._met_unknown(phone_number_id)
-        return self._classes.class_of(phone_number_id, outgoing.template, key.send_class)
+        send_class = self._classes.class_of(phone_number_id, outgoing.template, key.send_class)
+        return send_class, not self._classes.is_named(outgoing.template)
 
     def _key(self, phone_number_id: str, outgoing: Outgoing) -> str:
         portfolio = self._portfolios[phone_number_id]
@@ -220,12 +222,13 @@ class Messages:
         fingerprint: bytes,
         now: int,
     ) -> SendRequest:
+        send_class, presumed = self._class(key, phone_number_id, outgoing, asked.send_class, edge)
         return SendRequest(
             send_id,
             phone_number_id,
             outgoing.kind,
             outgoing.message_type,
-            self._class(key, phone_number_id, outgoing, asked.send_class, edge),
+            send_class,
             key.name,
             key.sink,
             outgoing.body or body,
@@ -239,6 +242,7 @@ class Messages:
             fingerprint,
             edge == "marketing_messages" or self._is_marketing(phone_number_id, outgoing),
             edge,
+            presumed,
         )
 
     def _is_marketing(self, phone_number_id: str, outgoing: Outgoing) -> bool:

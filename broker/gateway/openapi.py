@@ -242,7 +242,9 @@ _HEADERS: Final[tuple[Json, ...]] = (
     {
         "name": CLASS,
         "in": "header",
-        "description": "Why the message is sent: it decides its lane, and what happens when its fate is in doubt.",
+        "description": "Why the message is sent: it decides its lane, and what happens when its fate is in doubt. "
+        "Without it a marketing template is a campaign; any other is a reply while the customer's 24-hour window with "
+        "the number is open, else transactional (a one-time code keeps its own time limits in both).",
         "schema": {"type": "string", "enum": list(get_args(SendClass))},
     },
     {

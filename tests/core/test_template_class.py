@@ -31,6 +31,7 @@ def test_the_settings_win() -> None:
     """Meta's category is about price; an operator may know better why a message goes out."""
     assert classes().class_of(NUMBER, "by_hand", "reply") == "otp"
     assert classes().is_known(OTHER, "by_hand")
+    assert [classes().is_named(name) for name in ("by_hand", "sale")] == [True, False]
 
 
 def test_an_unknown_template_goes_as_its_key_s_messages_do_but_never_as_a_reply() -> None:
