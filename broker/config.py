@@ -25,7 +25,7 @@ from broker.errors import Misconfigured
 from broker.misfits import converted
 from broker.places import ANY_HOST, clashing_ports, ports, unreachable_sink, url_of
 from broker.secrets import Secret, read_secret
-from schemas.settings import App, GatewaySettings, LogSettings, Number, SecretSource, Settings, SinkSettings
+from schemas.settings import App, GatewaySettings, LogSettings, Number, SecretSource, Settings, SinkSettings, Then
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 """Names become parts of topic names, label values and our opaque data: short, and nothing that needs quoting."""
@@ -188,9 +188,7 @@ def check(settings: Settings) -> Iterable[str]:
         yield from _between(f"{where}.in_flight_max", sink.in_flight_max, 1, 1_000)
         yield from _between(f"{where}.give_up_after_s", sink.give_up_after_s, 1, 7 * 86_400)
         yield from _between(f"{where}.partitions", sink.partitions, 1, 96)
-        yield from _between(f"{where}.debounce_ms", sink.debounce_ms, 0, 60_000)
-        yield from _between(f"{where}.debounce_events_max", sink.debounce_events_max, 2, 100)
-        yield from _between(f"{where}.debounce_wait_ms_max", sink.debounce_wait_ms_max, 1, 60_000)
+        yield from _debounce(where, sink.debounce_ms, sink.debounce_events_max, sink.debounce_wait_ms_max)
         if sink.debounce_ms:
             kinds = {other.name: other.kind for other in settings.sinks}
             if sink.kind == "meta":
@@ -227,6 +225,7 @@ def check(settings: Settings) -> Iterable[str]:
             yield f"hours[{i}].{error}"
             # A route that names them is not wrong for that: it is checked as if they were right.
             hours[opening.name] = compile_hours(replace(opening, time_zone="UTC", open=[], holidays=[], exceptions=[]))
+    by_name = {sink.name: sink for sink in settings.sinks}
     if len(settings.routes) > ROUTES_MAX:
         yield f"routes: there are {len(settings.routes)}, at most {ROUTES_MAX}"
     for i, route in enumerate(settings.routes):
@@ -234,6 +233,7 @@ def check(settings: Settings) -> Iterable[str]:
         for j, name in enumerate(route.then.sinks):
             if sinks and name not in sinks:
                 yield f"{where}.then.sinks[{j}] = {name!r}: no such sink; there are {_list(sinks)}"
+        yield from _debounce_of_route(f"{where}.then", route.then, by_name)
         for j, name in enumerate(route.when.numbers):
             if numbers and name not in numbers:
                 yield f"{where}.when.numbers[{j}] = {name!r}: no such number; there are {_list(numbers)}"
@@ -280,6 +280,38 @@ def check(settings: Settings) -> Iterable[str]:
                 ipaddress.ip_network(text)
             except ValueError as error:
                 yield f"connector.{where}[{i}] = {text!r}: is not an address range: {error}"
+
+
+def _debounce(where: str, silence_ms: int | None, events_max: int | None, wait_ms_max: int | None) -> Iterable[str]:
+    bounds = (
+        ("debounce_ms", silence_ms, 0, 60_000),
+        ("debounce_events_max", events_max, 2, 100),
+        ("debounce_wait_ms_max", wait_ms_max, 1, 60_000),
+    )
+    for name, value, least, most in bounds:
+        if value is not None:
+            yield from _between(f"{where}.{name}", value, least, most)
+
+
+def _debounce_of_route(where: str, then: Then, sinks: Mapping[str, SinkSettings]) -> Iterable[str]:
+    """Yield what is wrong with how a rule has events joined: each of its sinks must take lists, and whoever stands in
+    for one."""
+    yield from _debounce(where, then.debounce_ms, then.debounce_events_max, then.debounce_wait_ms_max)
+    if not then.debounce_ms:
+        return
+    said = f"{where}.debounce_ms = {then.debounce_ms}"
+    for sink in (sinks[name] for name in dict.fromkeys(then.sinks) if name in sinks):
+        stand_in = sinks.get(sink.failover_to)
+        if sink.kind == "meta":
+            yield (
+                f"{said}: not for sink {sink.name!r} of kind 'meta', where one update per POST has no room for a list; "
+                "must be 0 or left out, or that sink named by a rule of its own (continue = true)"
+            )
+        elif stand_in is not None and stand_in.kind == "meta":
+            yield (
+                f"{said}: not for sink {sink.name!r}, whose failover_to = {stand_in.name!r} is of kind 'meta', which "
+                "takes no list; must be 0 or left out, or the stand-in of kind 'standard' or 'kafka'"
+            )
 
 
 def _gateway(gateway: GatewaySettings) -> Iterable[str]:

@@ -228,6 +228,15 @@ class NumberFault(Struct, tag="fault", frozen=True, omit_defaults=True):
 SendsRecord = Ready | Settle | NumberFault
 
 
+class RouteDebounce(Struct, frozen=True, omit_defaults=True):
+    """What a route says of joining a customer's events at a sink. `silence_ms` 0: they are not joined. A bound of 0 is
+    the sink's own."""
+
+    silence_ms: int
+    events_max: int = 0
+    wait_ms_max: int = 0
+
+
 class DeliveryEvent(Struct, tag="event", frozen=True, omit_defaults=True):
     """One event for one sink, on `deliveries.<sink>`, keyed by customer. `body` is the POST body in Meta's shape.
 
@@ -247,6 +256,8 @@ class DeliveryEvent(Struct, tag="event", frozen=True, omit_defaults=True):
     epoch: int = 0
     replayed_at: int = 0
     """When an operator had it delivered once more; 0 for the first time. The sink is told in a header."""
+    debounce: RouteDebounce | None = None
+    """What the route that took it said; None, as of all that no route took: as the sink is set."""
 
 
 class InboundDigest(Struct, tag="inbound", frozen=True, omit_defaults=True):

@@ -82,7 +82,7 @@ class SinkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     libraries refuse."""
     debounce_ms: int = 0
     """A customer's events are joined into one list after a silence of so long; 0: each goes by itself, at once. Not for
-    `meta` sinks: that format is one update per POST."""
+    `meta` sinks: that format is one update per POST. A route may say otherwise for what it takes."""
     debounce_events_max: int = 20
     debounce_wait_ms_max: int = 10_000
     """The first of them waits no longer."""
@@ -163,6 +163,11 @@ class Then(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Who holds the conversation from now on: a sink's name, or `bot`. Sends that name an older epoch are refused."""
     language: str = ""
     """The customer's language from now on."""
+    debounce_ms: int | None = None
+    """How a customer's events that it takes are joined at its sinks; 0: not at all. Unsaid: as each sink is set."""
+    debounce_events_max: int | None = None
+    """This bound and the next are the sink's unless said."""
+    debounce_wait_ms_max: int | None = None
     reply: Reply | None = None
 
 

@@ -433,3 +433,52 @@ def test_lists_are_for_sinks_that_can_take_them() -> None:
     tree["sinks"][1] |= {"debounce_ms": 0, "failover_to": "orders"}
     with pytest.raises(Misconfigured, match="must be another sink; there are assistant"):
         parse(tree)
+
+
+@pytest.mark.parametrize(
+    ("then", "wrong"),
+    [
+        (
+            {"sinks": ["orders", "assistant"], "debounce_ms": 1_000},
+            "routes[0].then.debounce_ms = 1000: not for sink 'assistant' of kind 'meta', where one update per POST has "
+            "no room for a list; must be 0 or left out, or that sink named by a rule of its own (continue = true)",
+        ),
+        (
+            {"sinks": ["guarded"], "debounce_ms": 1_000},
+            "routes[0].then.debounce_ms = 1000: not for sink 'guarded', whose failover_to = 'assistant' is of kind "
+            "'meta', which takes no list; must be 0 or left out, or the stand-in of kind 'standard' or 'kafka'",
+        ),
+        (
+            {"tags": ["a"], "debounce_ms": 0},
+            "routes[0].then.debounce_ms = 0: is for the sinks of this rule; name at least",
+        ),
+        ({"sinks": ["orders"], "debounce_ms": 60_001}, "routes[0].then.debounce_ms = 60001: must be from 0 to 60000"),
+        ({"sinks": ["orders"], "debounce_ms": -1}, "routes[0].then.debounce_ms = -1: must be from 0 to 60000"),
+        (
+            {"sinks": ["orders"], "debounce_ms": 9, "debounce_events_max": 1},
+            "routes[0].then.debounce_events_max = 1: must be from 2 to 100",
+        ),
+        (
+            {"sinks": ["orders"], "debounce_ms": 9, "debounce_wait_ms_max": 0},
+            "routes[0].then.debounce_wait_ms_max = 0: must be from 1 to 60000",
+        ),
+        (
+            {"sinks": ["orders"], "debounce_events_max": 5},
+            "routes[0].then.debounce_events_max = 5: bounds what is joined; say then.debounce_ms, too, or neither",
+        ),
+        (
+            {"sinks": ["orders"], "debounce_ms": 0, "debounce_wait_ms_max": 5},
+            "routes[0].then.debounce_wait_ms_max = 5: bounds what is joined; say then.debounce_ms, too, or neither",
+        ),
+    ],
+)
+def test_a_route_joins_events_only_for_sinks_that_take_lists(then: Tree, wrong: str) -> None:
+    """A debounce that cannot hold would be a promise nobody keeps; what would be right is said."""
+    tree = example()
+    tree["sinks"].append({**tree["sinks"][1], "name": "guarded", "failover_to": "assistant"})
+    tree["routes"][0]["then"] = {"sinks": ["guarded", "assistant"], "debounce_ms": 0}
+    parse(tree)
+    tree["routes"][0]["then"] = then
+    with pytest.raises(Misconfigured) as error:
+        parse(tree)
+    assert str(error.value).startswith(wrong)

@@ -236,3 +236,26 @@ def test_a_case_is_about_one_item(config: Path) -> None:
     told = run("route", "test", cases, "--config", config)
     assert told.exit_code == 2
     assert re.search(r"x: many\.json has \d+ items; a case is about one", told.stderr)
+
+
+def test_an_explanation_says_how_events_are_joined_by_the_route_or_by_the_sink(config: Path) -> None:
+    """Whoever asks why a bot waits finds the figure that holds, whichever place it stands at."""
+    order = json.dumps({"type": "text", "text": {"body": "Where is my order?"}}).encode()
+    told = run("route", "explain", "-", "--config", config, "--at", TUESDAY_NOON, given=order)
+    assert [line.strip() for line in told.stdout.splitlines()][-1] == (
+        "debounce at orders: joined after a silence of 2000 ms, at most 10, the first waits at most 8000 ms"
+    )
+    tree = tomlkit.parse(config.read_text())
+    tree["sinks"][1]["debounce_ms"] = 700
+    tree["routes"][4]["then"]["debounce_ms"] = 0
+    config.write_text(tomlkit.dumps(tree))
+    word = json.dumps({"type": "text", "text": {"body": "Can I talk to a person"}}).encode()
+    (by_sink,) = explained(config, "-", "--at", TUESDAY_NOON, given=word)
+    assert by_sink["debounce"] == {
+        "orders": {"debounce_ms": 700, "debounce_events_max": 20, "debounce_wait_ms_max": 10_000}
+    }
+    tap = {"type": "button", "button": {"text": "Status", "payload": "order:1"}}
+    (not_at_all,) = explained(config, "-", "--at", TUESDAY_NOON, given=json.dumps(tap).encode())
+    assert not_at_all["debounce"] == {"orders": None}
+    shown = run("route", "explain", "-", "--config", config, given=json.dumps(tap).encode()).stdout
+    assert "debounce at orders: none, each goes at once" in shown

@@ -26,7 +26,7 @@ from msgspec import Struct
 from broker import metrics
 from broker.clock import Clock
 from broker.core.breaker import BreakerLimits
-from broker.core.debounce import JOINED_BYTES_MAX
+from broker.core.debounce import JOINED_BYTES_MAX, Debounce, gather
 from broker.core.retry import Schedule, Trouble, Verdict, retry_after_s, verdict
 from broker.core.watermark import Watermark
 from broker.errors import LeaseRevoked, LogUnavailable
@@ -89,7 +89,7 @@ class DeliveryLimits(Struct, frozen=True):
 
 
 Batch = list[tuple[Entry, DeliveryEvent]]
-"""One customer's events that go out together, in order; one alone, unless the sink debounces."""
+"""One customer's events that go out together, in order; one alone, unless they are debounced."""
 
 
 class Attempted(NamedTuple):
@@ -99,6 +99,10 @@ class Attempted(NamedTuple):
     detail: str
     asked_s: float | None = None
     stand_in: Gate | None = None
+
+
+class Unlisted(NamedTuple):
+    """The list in hand met a stand-in that takes none, by a configuration newer than the list: nothing was posted."""
 
 
 class SetAside(NamedTuple):
@@ -292,7 +296,16 @@ class SinkPartition:
         """When the oldest record that is not done was appended (Unix ms); None when all that was read is done."""
         return next((entry.appended_at for entry in self._open.values()), None)
 
-    async def attempt(self, batch: Batch, trouble: Trouble) -> Attempted:
+    def debounce_of(self, event: DeliveryEvent) -> Debounce | None:
+        """How an event is joined with others of its customer; None: not at all, as long as a stand-in takes no list."""
+        debounce = self.target.debounce_of(event)
+        if debounce is not None:
+            stand_in = self.stage.stand_in_of(self.target)
+            if stand_in is not None and not stand_in[0].takes_lists:
+                return None
+        return debounce
+
+    async def attempt(self, batch: Batch, trouble: Trouble) -> Attempted | Unlisted:
         """Wait for the turn, then post once. An attempt that a moving lease cuts off does not count."""
         entry, event = batch[0]
         while True:
@@ -303,6 +316,8 @@ class SinkPartition:
                 if stand_in is None:
                     continue  # no longer: the configuration has changed
                 target, gate = stand_in
+                if len(batch) > 1 and not target.takes_lists:
+                    return Unlisted()
                 line = self._line_at(gate, target)
                 call = await gate.enter(line, entry.key, entry.appended_at, entry.offset, event.kind)
                 if call is None:
@@ -411,7 +426,7 @@ class SinkPartition:
             self._tasks[task] = None
             task.add_done_callback(self._lane_done)
         await lane.put(entry)  # never waits: a mailbox holds as much as the partition
-        lane.came()
+        lane.came(entry)
 
     async def _commit(self) -> None:
         self._commit_due_at = self.stage.clock.monotonic() + self.stage.limits.commit_every_s
@@ -535,7 +550,7 @@ class SinkPartition:
                 self._working = None
 
 
-class Lane(Actor[Entry, Attempted | SetAside]):
+class Lane(Actor[Entry, Attempted | Unlisted | SetAside]):
     """One customer's events at one sink. Holds the next back until the one in hand was taken or set aside."""
 
     kind = "delivery"
@@ -548,11 +563,11 @@ class Lane(Actor[Entry, Attempted | SetAside]):
         self._batch: Batch = []
         self._trouble = Trouble()
         self._pauses = False
-        self._gathers = False
+        self._gathers: Debounce | None = None
         self._alone = 0
 
-    async def receive(self, event: Entry | Attempted | SetAside | Woke) -> None:
-        """Attempt what came, joined with what follows where the sink wants it so; after a failure pause, or give up."""
+    async def receive(self, event: Entry | Attempted | Unlisted | SetAside | Woke) -> None:
+        """Attempt what came, joined with what follows where that is wanted; after a failure pause, or give up."""
         match event:
             case Entry():
                 self.restart()
@@ -563,7 +578,7 @@ class Lane(Actor[Entry, Attempted | SetAside]):
                 else:
                     self._gather()
             case Woke():
-                if self._gathers:
+                if self._gathers is not None:
                     self._gather()
                 else:
                     self._pauses = False
@@ -573,39 +588,46 @@ class Lane(Actor[Entry, Attempted | SetAside]):
                 self.finish()
             case Attempted():
                 self._after(event)
+            case Unlisted():
+                self._part()
+                self.begin(self._attempt())
 
-    def came(self) -> None:
-        """More mail is here: look whether there is enough of it to wait no longer."""
-        rule = self._partition.target.debounce
-        if self._gathers and rule is not None and len(self.behind(rule.events_max)) + 1 >= rule.events_max:
+    def came(self, entry: Entry) -> None:
+        """More mail is here: wait no longer when that is enough, or it is not to be joined with the rest."""
+        debounce = self._gathers
+        if debounce is None:
+            return
+        is_full = len(self.behind(debounce.events_max)) + 1 >= debounce.events_max
+        if is_full or self._debounce_of(_read(entry)) != debounce:
             self.wake_at(self.clock.monotonic())
+
+    def _debounce_of(self, event: DeliveryEvent | None) -> Debounce | None:
+        return None if event is None else self._partition.debounce_of(event)
 
     def _gather(self) -> None:
         """Join what waits behind the event in hand when it is time; until then wait for more."""
-        rule = self._partition.target.debounce
-        self._gathers = False
-        if rule is None or self._alone:
+        first, event = self._batch[0]
+        debounce = self._debounce_of(event)
+        self._gathers = None
+        if debounce is None or self._alone:
             self.begin(self._attempt())
             return
-        first, _ = self._batch[0]
-        more = self.behind(rule.events_max - 1)
+        behind = [(entry, _read(entry)) for entry in self.behind(debounce.events_max - 1)]
+        together, due_at = gather(
+            debounce, first.appended_at, ((entry.appended_at, self._debounce_of(more)) for entry, more in behind)
+        )
         now = self.clock.now()
-        due_at = rule.due_at([first.appended_at, *(entry.appended_at for entry in more)])
         if due_at > now:
-            self._gathers = True
-            wait_ms = min(due_at - now, rule.wait_ms_max)  # whatever the clock of whoever appended says
+            self._gathers = debounce
+            wait_ms = min(due_at - now, debounce.wait_ms_max)  # whatever the clock of whoever appended says
             self.wake_at(self.clock.monotonic() + wait_ms / 1_000)
             return
         size = 0
-        for entry in more:
+        for entry, more in behind[: together - 1]:
             size += len(entry.value)
-            try:
-                event = decode_delivery(entry.value)
-            except msgspec.MsgspecError:
-                break  # it is set aside when its turn comes
-            if size > JOINED_BYTES_MAX:
+            if size > JOINED_BYTES_MAX or more is None:
                 break
-            self._batch.append((entry, event))
+            self._batch.append((entry, more))
         self.take_also(len(self._batch) - 1)
         self.begin(self._attempt())
 
@@ -629,7 +651,7 @@ class Lane(Actor[Entry, Attempted | SetAside]):
 
     def restart(self) -> None:
         """Nothing is known about the event in hand."""
-        self._batch, self._trouble, self._pauses, self._gathers = [], Trouble(), False, False
+        self._batch, self._trouble, self._pauses, self._gathers = [], Trouble(), False, None
 
     def hasten(self) -> None:
         """The sink is back: end the pause, unless the event was refused for itself."""
@@ -666,13 +688,21 @@ class Lane(Actor[Entry, Attempted | SetAside]):
             pause_s = 0.0  # it was the probe: the stand-in has it next
         self.wake_at(now + pause_s)
 
-    async def _attempt(self) -> Attempted:
+    async def _attempt(self) -> Attempted | Unlisted:
         return await self._partition.attempt(self._batch, self._trouble)
 
     async def _set_aside(self, entry: Entry, reason: str, detail: str) -> SetAside:
         event = self._batch[0][1] if self._batch else None
         await self._partition.set_aside(entry, event, reason, detail, self._trouble.attempts)
         return SetAside()
+
+
+def _read(entry: Entry) -> DeliveryEvent | None:
+    """Return the event of an entry behind the one in hand; None: it is malformed, and set aside when its turn comes."""
+    try:
+        return decode_delivery(entry.value)
+    except msgspec.MsgspecError:
+        return None
 
 
 _RESULTS = {Verdict.TAKEN: "ok", Verdict.EVENT: "refused"}

@@ -8,8 +8,9 @@ envelope around the same body:
 
     {"id", "type", "timestamp", "received_at", "sink", "customer", "phone_number_id", "tags"?, "data"}
 
-A sink that debounces gets a customer's events as a list, also of one: `{"type": "whatsapp.batch", …}` with what each
-would have been alone, under an id that follows from theirs. Beside each, as headers, stand the conversation's epoch and
+Events that are to be joined come as a list, also of one: `{"type": "whatsapp.batch", …}` with what each would have been
+alone, under an id that follows from theirs. A sink that debounces of its own accord gets nothing but lists, so that it
+meets one form; at another only what a route joins is one. Beside each, as headers, stand the conversation's epoch and
 whether an operator had the event delivered once more.
 
 A body is the same bytes at every attempt, so that a sink can compare, and a signature made over it stays right.
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from broker.core.debounce import Debounce
+from broker.core.debounce import Debounce, debounce_of
 from broker.errors import Misconfigured
 from broker.secrets import Secret
 from schemas.records import DeliveryEvent
@@ -82,17 +83,18 @@ class Target:
             self._keys = [secret.reveal().encode() for secret in secrets]
 
     @property
-    def debounce(self) -> Debounce | None:
-        """How a customer's events are joined; None: not at all."""
-        settings = self.settings
-        if not settings.debounce_ms:
-            return None
-        return Debounce(settings.debounce_ms, settings.debounce_events_max, settings.debounce_wait_ms_max)
+    def takes_lists(self) -> bool:
+        """Whether its format has room for more than one event."""
+        return self.settings.kind != "meta"
+
+    def debounce_of(self, event: DeliveryEvent) -> Debounce | None:
+        """How an event is joined with others of its customer; None: not at all."""
+        return debounce_of(event.debounce, self.settings)
 
     def render_all(self, events: Sequence[DeliveryEvent], now: int) -> Request:
-        """Return the request for one customer's events, at least one, in order. One alone is no list, unless the sink
-        debounces: it is to meet one form."""
-        if len(events) == 1 and not self.settings.debounce_ms:
+        """Return the request for one customer's events, at least one, in order; more than one only where lists are
+        taken. One alone is a list where the sink debounces, or its own route has it joined."""
+        if len(events) == 1 and not self._is_listed(events[0]):
             return self.render(events[0], now)
         ids = hashlib.blake2b("\0".join(event.delivery_id for event in events).encode(), digest_size=16)
         last = events[-1]
@@ -108,6 +110,9 @@ class Target:
             )
         body = b'%b,"data":[%b]}' % (joined, b",".join(_one_of_a_list(event) for event in events))
         return self._signed(batch_id, body, last, now)
+
+    def _is_listed(self, event: DeliveryEvent) -> bool:
+        return self.takes_lists and (self.settings.debounce_ms > 0 or self.debounce_of(event) is not None)
 
     def render(self, event: DeliveryEvent, now: int) -> Request:
         """Return the request of an attempt at `now` (Unix ms)."""

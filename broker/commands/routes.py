@@ -24,6 +24,7 @@ from broker.commands.terms import (
     masking_of,
     reveal_option,
 )
+from broker.core.debounce import debounce_of
 from broker.core.routing import BOT, Case, Judged, Routed, explain, has_no_metadata
 from broker.errors import Misconfigured
 from broker.inspect import instant
@@ -40,6 +41,7 @@ from broker.route_cases import (
     try_cases,
 )
 from schemas.records import Item
+from schemas.settings import Settings
 
 
 @click.group("route")
@@ -88,10 +90,10 @@ def route_explain(
         about = asked(item, first, holder, language)
         judged, routed = explain(rules, about), follows(rules, settings, about)
         if as_json:
-            tree = _tree(about, judged, routed)
+            tree = _tree(about, judged, routed, settings)
             click.echo(msgspec.json.encode(tree if masking is None else masking.tree(tree)))
         else:
-            for line in _lines(about, judged, routed):
+            for line in _lines(about, judged, routed, settings):
                 click.echo(line if masking is None else masking.text(line))
 
 
@@ -125,7 +127,7 @@ def route_test(cases: Path, config_path: Path, show_all: bool) -> None:
         sys.exit(EXIT_CHECK)
 
 
-def _lines(about: Case, judged: list[Judged], routed: Routed) -> list[str]:
+def _lines(about: Case, judged: list[Judged], routed: Routed, settings: Settings) -> list[str]:
     """Return an explanation for a terminal."""
     item = about.item
     lines = [
@@ -153,10 +155,18 @@ def _lines(about: Case, judged: list[Judged], routed: Routed) -> list[str]:
         "language": routed.language,
     }
     lines += [f"     {name}: {value}" for name, value in follows.items() if value]
+    for sink, joined in _debounces(routed, settings).items():
+        if joined is None:
+            lines.append(f"     debounce at {sink}: none, each goes at once")
+        else:
+            lines.append(
+                f"     debounce at {sink}: joined after a silence of {joined['debounce_ms']} ms, at most "
+                f"{joined['debounce_events_max']}, the first waits at most {joined['debounce_wait_ms_max']} ms"
+            )
     return [_printable(line) for line in lines]
 
 
-def _tree(about: Case, judged: list[Judged], routed: Routed) -> dict[str, Any]:
+def _tree(about: Case, judged: list[Judged], routed: Routed, settings: Settings) -> dict[str, Any]:
     """Return an explanation as a tree JSON can say."""
     return {
         "what": _what(about.item),
@@ -167,6 +177,7 @@ def _tree(about: Case, judged: list[Judged], routed: Routed) -> dict[str, Any]:
         "reply": None if routed.reply is None else routed.reply.rule,
         "holder": routed.holder,
         "language": routed.language,
+        "debounce": _debounces(routed, settings),
         "routes": [
             {
                 "name": rule.name,
@@ -176,6 +187,25 @@ def _tree(about: Case, judged: list[Judged], routed: Routed) -> dict[str, Any]:
             for rule, verdict, conditions in judged
         ],
     }
+
+
+def _debounces(routed: Routed, settings: Settings) -> dict[str, dict[str, int] | None]:
+    """Return, of each sink where a route or the sink itself says something of joining, how events are joined (None: not
+    at all), in the words of the settings."""
+    found: dict[str, dict[str, int] | None] = {}
+    by_name = {sink.name: sink for sink in settings.sinks}
+    for sink in (by_name[name] for name in routed.sinks if name in by_name):
+        said = routed.debounce_of(sink.name)
+        joined = debounce_of(said, sink)
+        if joined is not None:
+            found[sink.name] = {
+                "debounce_ms": joined.silence_ms,
+                "debounce_events_max": joined.events_max,
+                "debounce_wait_ms_max": joined.wait_ms_max,
+            }
+        elif said is not None:
+            found[sink.name] = None
+    return found
 
 
 def _what(item: Item) -> str:

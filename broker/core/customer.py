@@ -63,6 +63,7 @@ from schemas.records import (
     Lane,
     NumberFault,
     Ready,
+    RouteDebounce,
     SendClass,
     SendOutcome,
     SendRequest,
@@ -549,6 +550,7 @@ class Turn:
                 tags=routed.tags,
                 epoch=epoch,
                 strange=strange,
+                debounce=routed.debounce_of(sink),
             )
         self.let_go()
 
@@ -658,6 +660,7 @@ class Turn:
                 at=item.at,
                 accepted_at=item.received_at,
                 tags=routed.tags,
+                debounce=routed.debounce_of(each),
             )
         return bool(sinks)
 
@@ -1156,6 +1159,7 @@ class Turn:
         tags: tuple[str, ...] = (),
         epoch: int = 0,
         strange: tuple[str, ...] = (),
+        debounce: RouteDebounce | None = None,
     ) -> None:
         event = DeliveryEvent(
             delivery_id=delivery_id(fact, sink),
@@ -1167,6 +1171,7 @@ class Turn:
             accepted_at=accepted_at,
             tags=tags,
             epoch=epoch,
+            debounce=debounce,
         )
         if strange:
             self._customer.held.append(Held(sink, encode(event), self._now + HOLD_MS_MAX, at, strange))

@@ -1,16 +1,26 @@
 """Debounce: when a customer's events are joined and delivered together. People write in bursts, and a bot answers best
 what was said in the whole burst.
 
-They are joined after a silence, and before that when there are enough of them or the first has waited long enough.
+They are joined after a silence, and before that when there are enough of them or the first has waited long enough. How,
+says the route that took an event, else its sink. Only neighbours that are to be joined alike are: another one ends the
+gathering of those before it, which go first and at once, for a customer's order is kept.
 Instants are Unix ms, those at which the events were appended to their log: a restart comes to the same answer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 from msgspec import Struct
+
+from schemas.records import RouteDebounce
+from schemas.settings import SinkSettings
 
 JOINED_BYTES_MAX = 1_000_000
 """Bodies that are joined, beyond the first: a list is one request, and should be no larger than Kafka's default."""
+
+AT_ONCE = 0
 
 
 class Debounce(Struct, frozen=True):
@@ -27,3 +37,35 @@ class Debounce(Struct, frozen=True):
         if len(appended_at) >= self.events_max:
             return first_at
         return min(first_at + self.wait_ms_max, max(appended_at) + self.silence_ms)
+
+
+class Gathered(NamedTuple):
+    """How many events go together, the first included, and when."""
+
+    events: int
+    due_at: int
+
+
+def debounce_of(said: RouteDebounce | None, sink: SinkSettings) -> Debounce | None:
+    """Return how an event of which its route said this is joined with others at a sink; None: not at all."""
+    silence_ms = sink.debounce_ms if said is None else said.silence_ms
+    if not silence_ms or sink.kind == "meta":
+        return None
+    if said is None:
+        return Debounce(silence_ms, sink.debounce_events_max, sink.debounce_wait_ms_max)
+    return Debounce(
+        silence_ms, said.events_max or sink.debounce_events_max, said.wait_ms_max or sink.debounce_wait_ms_max
+    )
+
+
+def gather(debounce: Debounce, first_at: int, behind: Iterable[tuple[int, Debounce | None]]) -> Gathered:
+    """Say which events go together, as far as they are known: the first, and of those behind it, each with its instant
+    and how it is to be joined, the next ones that are to be joined like it. One that is not makes them due."""
+    appended_at = [first_at]
+    for at, other in behind:
+        if len(appended_at) >= debounce.events_max:
+            break
+        if other != debounce:
+            return Gathered(len(appended_at), AT_ONCE)
+        appended_at.append(at)
+    return Gathered(len(appended_at), debounce.due_at(appended_at))

@@ -1,8 +1,8 @@
 """Which sinks get what a customer wrote, and what else follows: the ordered rules of the configuration, compiled once.
 
 The first rule that matches wins; one that says `continue` lets the next ones have it too. Then each of their sinks gets
-it once, their tags add up, and of reply, holder and language the first that is named is in force. A status or a
-standby copy is taken by rules that name its kind: nobody answers those by mistake.
+it once, their tags add up, and of reply, holder and language, and of each sink's debounce, the first that is named is
+in force. A status or a standby copy is taken by rules that name its kind: nobody answers those by mistake.
 
 A rule is its conditions; `route` asks them, and `explain` tells what they found. An item is judged as of the instant we
 received it, so that a step that is decided again decides the same.
@@ -21,7 +21,7 @@ from broker.core.hours import Hours
 from broker.core.identity import normalise_wa_id
 from broker.core.patterns import compile_pattern, found
 from broker.core.view import NOTHING, View, view
-from schemas.records import Item
+from schemas.records import Item, RouteDebounce
 from schemas.settings import Route, Then, When
 
 NAMED_ONLY = frozenset(("status", "standby"))
@@ -87,6 +87,8 @@ class Rule(Struct, frozen=True):
     holder: str
     language: str
     reply: AutoReply | None
+    debounces: tuple[tuple[str, RouteDebounce], ...]
+    """What it says of joining events, for each of its sinks; empty when it says nothing."""
 
     def takes(self, case: Case) -> bool:
         """Whether every condition holds."""
@@ -105,6 +107,14 @@ class Routed(Struct, frozen=True, gc=False):
     holder: str = ""
     language: str = ""
     reply: AutoReply | None = None
+    debounces: tuple[tuple[str, RouteDebounce], ...] = ()
+
+    def debounce_of(self, sink: str) -> RouteDebounce | None:
+        """Return what was said of joining these events at a sink; None: nothing."""
+        for name, said in self.debounces:
+            if name == sink:
+                return said
+        return None
 
 
 NOWHERE = Routed()
@@ -139,7 +149,9 @@ def route(rules: Sequence[Rule], case: Case) -> Routed:
 
 def _with(routed: Routed, rule: Rule) -> Routed:
     if routed is NOWHERE:
-        return Routed((rule.name,), rule.sinks, rule.tags, rule.holder, rule.language, rule.reply)
+        return Routed(
+            (rule.name,), rule.sinks, rule.tags, rule.holder, rule.language, rule.reply, debounces=rule.debounces
+        )
     return Routed(
         (*routed.rules, rule.name),
         tuple(dict.fromkeys((*routed.sinks, *rule.sinks))),
@@ -147,6 +159,7 @@ def _with(routed: Routed, rule: Rule) -> Routed:
         routed.holder or rule.holder,
         routed.language or rule.language,
         routed.reply or rule.reply,
+        debounces=tuple(dict((*rule.debounces, *routed.debounces)).items()),
     )
 
 
@@ -212,16 +225,19 @@ def compile_route(route: Route, hours: Mapping[str, Hours]) -> Rule:
     then = route.then
     _check_then(then)
     conditions = tuple(_conditions(route.when, hours))
+    sinks = tuple(dict.fromkeys(then.sinks))
+    debounce = _debounce(then)
     return Rule(
         name=route.name,
         conditions=conditions,
         holds=tuple(condition.holds for condition in conditions),
         go_on=route.go_on,
-        sinks=tuple(dict.fromkeys(then.sinks)),
+        sinks=sinks,
         tags=tuple(dict.fromkeys(then.tags)),
         holder=then.holder,
         language=_language(then.language),
         reply=None if then.reply is None else compile_reply(route.name, then.reply),
+        debounces=() if debounce is None else tuple((sink, debounce) for sink in sinks),
     )
 
 
@@ -235,6 +251,19 @@ def _check_then(then: Then) -> None:
         raise ValueError(f"then.holder = {then.holder!r}: must match {NAME.pattern}")
     if then.language and not LANGUAGE.fullmatch(_language(then.language)):
         raise ValueError(f"then.language = {then.language!r}: must be a language like 'de' or 'pt_BR'")
+
+
+def _debounce(then: Then) -> RouteDebounce | None:
+    events_max, wait_ms_max = then.debounce_events_max, then.debounce_wait_ms_max
+    if not then.debounce_ms:
+        for name, value in (("debounce_events_max", events_max), ("debounce_wait_ms_max", wait_ms_max)):
+            if value is not None:
+                raise ValueError(f"then.{name} = {value}: bounds what is joined; say then.debounce_ms, too, or neither")
+    if then.debounce_ms is None:
+        return None
+    if not then.sinks:
+        raise ValueError(f"then.debounce_ms = {then.debounce_ms}: is for the sinks of this rule; name at least one")
+    return RouteDebounce(then.debounce_ms, events_max or 0, wait_ms_max or 0)
 
 
 def _conditions(when: When, hours: Mapping[str, Hours]) -> list[Condition]:

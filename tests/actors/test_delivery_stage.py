@@ -31,6 +31,7 @@ from schemas.records import (
     DeadLetter,
     DeliveryEvent,
     DeliveryFailed,
+    RouteDebounce,
     SinkControl,
     decode_conversation,
     decode_dead_letter,
@@ -38,7 +39,7 @@ from schemas.records import (
     encode,
 )
 from schemas.settings import SecretSource, SinkSettings
-from tests.actors.bots import Bot, take, until
+from tests.actors.bots import Bot, Seen, take, until
 from workers.connector import Connector
 from workers.delivery import DeliveryLimits, DeliveryStage
 from workers.poster import Poster
@@ -68,7 +69,7 @@ def target(bot: Bot, name: str = "bot", kind: Literal["meta", "standard"] = "met
     )
 
 
-def value(customer: str, number: int, kind: str = "message") -> bytes:
+def value(customer: str, number: int, kind: str = "message", debounce: RouteDebounce | None = None) -> bytes:
     body = json.dumps({"c": customer, "n": number, "text": "ä"}).encode()
     return encode(
         DeliveryEvent(
@@ -79,6 +80,7 @@ def value(customer: str, number: int, kind: str = "message") -> bytes:
             body=body,
             at=1_700_000_000_000 + number,
             accepted_at=1_700_000_000_000 + number,
+            debounce=debounce,
         )
     )
 
@@ -119,8 +121,15 @@ class World:
         self.stages.append(stage)
         return stage
 
-    async def append(self, customer: str, *numbers: int, sink: str = "bot", kind: str = "message") -> None:
-        drafts = [Draft(customer.encode(), value(customer, number, kind)) for number in numbers]
+    async def append(
+        self,
+        customer: str,
+        *numbers: int,
+        sink: str = "bot",
+        kind: str = "message",
+        debounce: RouteDebounce | None = None,
+    ) -> None:
+        drafts = [Draft(customer.encode(), value(customer, number, kind, debounce)) for number in numbers]
         await self.log.append(deliveries(sink), drafts, 10.0)
 
     async def dead_letters(self) -> list[DeadLetter]:
@@ -907,3 +916,149 @@ async def test_a_list_is_the_same_bytes_while_the_sink_is_down(world: World) -> 
     assert all(numbers == [0, 1] for numbers in bot.lists[:-1])
     assert len({seen.body for seen in bot.seen if seen.number == 0}) == 1
     assert len({seen.headers["webhook-id"] for seen in bot.seen if seen.number == 0}) == 1
+
+
+LONG = RouteDebounce(60_000, 20, 60_000)
+"""A wait no test would sit out."""
+
+
+async def test_what_a_route_joins_waits_and_what_another_does_not_goes_at_once_in_the_customers_order(
+    world: World,
+) -> None:
+    """A tap on a button ends the burst before it: the words go first, at once, then the tap; new words wait anew."""
+    bot = await world.bot()
+    stage = await world.deliver(target(bot, kind="standard"))
+    await world.append("a", 0, 1, debounce=LONG)
+    await world.append("b", 0)
+    await until(lambda: bot.numbers("b") == [0])
+    assert bot.numbers("a") == [], "they are a route's that joins"
+    await world.append("a", 2)
+    await until(lambda: bot.numbers("a") == [0, 1, 2], 2)
+    await world.append("a", 3, debounce=LONG)
+    await world.append("a", 4, debounce=RouteDebounce(300))
+    await world.append("a", 5, debounce=RouteDebounce(300))
+    await until(lambda: bot.numbers("a") == [0, 1, 2, 3, 4, 5], 2)
+    assert taken_requests(bot, "a") == [
+        ("whatsapp.batch", [0, 1]),
+        ("whatsapp.message", [2]),
+        ("whatsapp.batch", [3]),
+        ("whatsapp.batch", [4, 5]),
+    ], "what a route joins is a list, also of one; the rest has the form it always had"
+    assert bot.overlaps == 0
+    await until(committed(stage))
+
+
+def taken_requests(bot: Bot, customer: str) -> list[tuple[str, list[int]]]:
+    """One customer's requests that were taken: the type each said it was, and the numbers of its events."""
+    requests: dict[int, list[Seen]] = {}
+    for seen in bot.seen:
+        if seen.status == 200 and seen.customer == customer:
+            requests.setdefault(id(seen.headers), []).append(seen)  # one dict for each request, and all are kept
+    return [(json.loads(each[0].body)["type"], [seen.number for seen in each]) for each in requests.values()]
+
+
+async def test_a_route_that_says_zero_is_stronger_than_its_sink(world: World) -> None:
+    """The sink's own setting is for those of which no route said anything. It goes on to meet lists alone."""
+    bot = await world.bot()
+    await world.deliver(target(bot, kind="standard", debounce_ms=60_000, debounce_wait_ms_max=60_000))
+    await world.append("a", 0, 1)
+    await world.append("a", 2, 3, debounce=RouteDebounce(0))
+    await until(lambda: bot.numbers("a") == [0, 1, 2, 3], 2)
+    assert bot.lists == [[0, 1], [2], [3]]
+    assert {json.loads(seen.body)["type"] for seen in bot.seen} == {"whatsapp.batch"}
+    await world.append("a", 4)
+    await asyncio.sleep(0.2)
+    assert bot.numbers("a") == [0, 1, 2, 3], "it waits for company"
+
+
+async def test_lists_have_their_routes_bounds_and_nothing_else_of_the_customer_is_joined_to_them(world: World) -> None:
+    """A backlog of many kinds leaves in its order, one request after the other, each list of one measure."""
+    bot = await world.bot()
+    stage = await world.deliver(target(bot, kind="standard"))
+    short, long = RouteDebounce(50, 3), RouteDebounce(150, 4, 700)
+    rng = random.Random(3)
+    said = [rng.choice((short, short, long, long, long, None, RouteDebounce(0))) for _ in range(120)]
+    for number, debounce in enumerate(said):
+        await world.append("a", number, debounce=debounce)
+    await until(lambda: len(bot.taken("a")) == 120)
+    assert bot.numbers("a") == list(range(120))
+    assert bot.overlaps == 0
+    for numbers in bot.lists:
+        (debounce,) = {said[number] for number in numbers}
+        assert len(numbers) <= (3 if debounce == short else 4 if debounce == long else 1)
+    assert any(len(numbers) == 4 for numbers in bot.lists)
+    assert any(len(numbers) == 3 and said[numbers[0]] == short for numbers in bot.lists)
+    await until(committed(stage))
+
+
+async def test_what_a_route_joins_is_gathered_again_after_a_crash_and_parted_by_what_goes_alone(world: World) -> None:
+    """What each event's route said stands beside it on the log: the next owner needs no memory of the last."""
+    bot = await world.bot()
+    await world.deliver(target(bot, kind="standard"))
+    await world.append("a", 0, 1, debounce=LONG)
+    await asyncio.sleep(0.2)
+    await world.crash_and_reopen()
+    assert bot.seen == []
+    await world.append("a", 2)
+    await world.append("a", 3, 4, debounce=RouteDebounce(200))
+    stage = await world.deliver(target(bot, kind="standard"))
+    await until(lambda: bot.numbers("a") == [0, 1, 2, 3, 4])
+    assert bot.lists == [[0, 1], [2], [3, 4]]
+    await until(committed(stage))
+
+
+async def test_a_malformed_record_ends_a_list_and_is_set_aside_behind_it(world: World) -> None:
+    """Nobody knows how it was to be joined; its neighbours must not wait for it."""
+    bot = await world.bot()
+    stage = await world.deliver(target(bot, kind="standard"))
+    await world.append("a", 0, 1, debounce=LONG)
+    await world.log.append(deliveries("bot"), [Draft(b"a", b"no record")], 10.0)
+    await world.append("a", 2)
+    await until(lambda: bot.numbers("a") == [0, 1, 2])
+    assert bot.lists == [[0, 1], [2]]
+    (letter,) = await world.dead_letters()
+    assert letter.reason == "malformed"
+    await until(committed(stage))
+
+
+async def test_a_stand_in_gets_what_a_route_joins_as_a_list_and_the_rest_alone(world: World) -> None:
+    """While the sink is down its stand-in is told the same, in the same order, and nobody waits longer than asked."""
+    bot, other = await world.bot(), await world.bot()
+    await bot.stop()
+    stage = await world.deliver(
+        target(bot, kind="standard", failover_to="other", failover_after_s=0.1),
+        target(other, "other", kind="standard"),
+    )
+    for index in range(12):
+        await world.append(f"c{index}", 0)
+    await until(lambda: len(other.taken()) == 12)
+    await world.append("a", 0, 1, debounce=RouteDebounce(200))
+    await world.append("a", 2)
+    await world.append("a", 3, 4, debounce=RouteDebounce(200))
+    await until(lambda: other.numbers("a") == [0, 1, 2, 3, 4])
+    assert [numbers for _, numbers in taken_requests(other, "a")] == [[0, 1], [2], [3, 4]]
+    assert {seen.headers["X-Depesche-Instead-Of"] for seen in other.seen} == {"bot"}
+    await until(committed(stage))
+
+
+async def test_no_list_ever_reaches_a_stand_in_that_takes_none(world: World) -> None:
+    """Events outlive the rule that joined them: with a stand-in in Meta's format they go one by one, also those that
+    were a list already when the configuration changed."""
+    bot, other = await world.bot(), await world.bot()
+    await bot.stop()
+    lonely = target(bot, kind="standard")
+    guarded = target(bot, kind="standard", failover_to="other", failover_after_s=0.1)
+    stage = await world.deliver(lonely, target(other, "other"))
+    await world.append("a", 0, 1, debounce=RouteDebounce(50))
+    for index in range(12):
+        await world.append(f"c{index}", 0)
+    await until(lambda: metrics.delivery_breaker_open.labels("bot")._value.get() == 1)
+    await asyncio.sleep(0.2)  # the list is made, and waits for the sink
+    stage.use_targets([guarded, target(other, "other")])
+    await world.append("a", 2, 3, debounce=LONG)
+    await until(lambda: other.numbers("a") == [0, 1, 2, 3])
+    assert all(len(numbers) == 1 for numbers in other.lists)
+    for seen in other.seen:
+        expected = hmac.new(b"app secret", seen.body, hashlib.sha256).hexdigest()
+        assert seen.headers["X-Hub-Signature-256"] == f"sha256={expected}"
+    await until(committed(stage))

@@ -15,7 +15,7 @@ from broker.core.patterns import MEMORY_BYTES_MAX, compile_pattern, found
 from broker.core.routing import NOWHERE, Case, compile_routes, explain, route, routed
 from broker.core.view import View, view
 from broker.core.webhook import split
-from schemas.records import Item
+from schemas.records import Item, RouteDebounce
 from schemas.settings import Hours, Reply, Route, Then, When
 
 OFFICE = Hours(name="office", time_zone="Europe/Berlin", open=["mon-fri 09:00-18:00"])
@@ -305,3 +305,19 @@ def test_a_name_is_used_once() -> None:
     """A metric's label must mean one rule."""
     with pytest.raises(ValueError, match="twice"):
         compile_routes([Route(name="a", then=Then(sinks=["x"])), Route(name="a", then=Then(sinks=["y"]))], {})
+
+
+def test_of_each_sinks_debounce_the_first_that_is_named_holds() -> None:
+    """A rule that says nothing leaves it to the next one that takes the message, and that one to the sink."""
+    compiled = compile_routes(
+        [
+            Route(name="tag", then=Then(sinks=["a", "b"], tags=["t"]), go_on=True),
+            Route(name="slow", then=Then(sinks=["a"], debounce_ms=2_000, debounce_events_max=5), go_on=True),
+            Route(name="quick", then=Then(sinks=["a", "c"], debounce_ms=0)),
+        ],
+        {},
+    )
+    taken_by = route(compiled, Case(sample("in_text"), first=False))
+    assert taken_by.sinks == ("a", "b", "c")
+    assert [taken_by.debounce_of(sink) for sink in "abc"] == [RouteDebounce(2_000, 5), None, RouteDebounce(0)]
+    assert NOWHERE.debounce_of("a") is None

@@ -16,6 +16,7 @@ from broker.core.identity import account_key, number_key
 from broker.core.media_url import PREFIX, Medium, from_ours, media_secret
 from broker.core.webhook import for_sinks, split
 from schemas.ids import CustomerKey
+from schemas.records import RouteDebounce
 from schemas.settings import Route, Settings, Then, When
 from tests.core.conversation import (
     NUMBER,
@@ -311,3 +312,19 @@ def test_an_error_of_a_number_goes_where_the_numbers_updates_go() -> None:
     (keyed,) = for_sinks(split(body, "brand", START, {NUMBER: "main"}).accounts, {NUMBER: "main"})
     assert keyed.key.decode() == number_key("main", NUMBER)
     assert told(body, SETTINGS) == [("bot", body)]
+
+
+def test_an_event_carries_what_its_route_said_of_joining_it() -> None:
+    """A status that no rule names is none of a rule's events: it says nothing, and the sink's own setting holds."""
+    routes = [
+        Route(name="words", when=When(types=["text"]), then=Then(sinks=["bot"], debounce_ms=2_000)),
+        Route(name="rest", then=Then(sinks=["bot"])),
+    ]
+    story = Story(context_of(replace(SETTINGS, routes=routes)))
+    story.writes("hello")
+    story.writes("photo", type="image", image=picture())
+    story.take(request("answer", story.now))
+    story.take(outcome("answer", "accepted", story.now))
+    story.take(status("answer", "delivered", story.now))
+    said = [(each.event.kind, each.event.debounce) for each in story.told if isinstance(each, Deliver)]
+    assert said == [("message", RouteDebounce(2_000)), ("message", None), ("status", None)]
