@@ -156,12 +156,12 @@ def config_check(config_path: Path) -> None:
 
 @main.group()
 def key() -> None:
-    """Keys that bots send with."""
+    """Keys that bots send with, and operators ask with."""
 
 
 @key.command("new")
 def key_new() -> None:
-    """Make a bot key. The key is for the bot; the configuration gets the digest alone."""
+    """Make a key. It is for the bot (or the operator); the configuration gets the digest alone."""
     value, digest = trial.new_key()
     click.echo(f'key    {value}\nsha256 = "{digest}"')
 

@@ -29,6 +29,7 @@ from broker.config import Config, load
 from broker.core.customer import Context, context_of
 from broker.errors import LogUnavailable, Misconfigured, WrongIncarnation
 from broker.gateway.app import Gateway, gateway_app
+from broker.gateway.control import Control
 from broker.gateway.passthrough import Passthrough
 from broker.log.catalogue import catalogue
 from broker.log.contract import Draft, Entry, LogEngine
@@ -313,16 +314,18 @@ class _Process:
             started.append(sender.stop)
             self._watch("sender", sender)
 
-    async def _start_ports(self, stack: AsyncExitStack, engine: LogEngine) -> None:
+    async def _start_ports(self, stack: AsyncExitStack, engine: EmbeddedLog | KafkaLog) -> None:
         config, settings = self.config, self.config.settings
         if self.roles.gateway:
             graph = Passthrough(settings, config.number_tokens(), self.clock, self.rng)
             await graph.start()
             stack.push_async_callback(graph.stop)
-            gateway = Gateway(settings, engine, self.clock, self.rng, graph)
+            control = Control(settings, engine, self.clock)
+            gateway = Gateway(settings, engine, self.clock, self.rng, graph, control)
             await gateway.start()
             self.reloader.add(partial(_take_keys, gateway))
             self.reloader.add(partial(_take_tokens, graph))
+            self.reloader.add(partial(_take_control, control))
             stack.push_async_callback(gateway.stop, self.roles.grace_s)
             port = gateway_app(gateway, settings, self.clock)
             with _port("gateway.port", settings.gateway.port):
@@ -415,6 +418,10 @@ def _take_keys(gateway: Gateway, config: Config) -> Take:
 
 def _take_tokens(graph: Passthrough, config: Config) -> Take:
     return partial(graph.use_tokens, config.number_tokens())
+
+
+def _take_control(control: Control, config: Config) -> Take:
+    return partial(control.use, config.settings)
 
 
 def _take_secrets(receiver: Receiver, config: Config) -> Take:

@@ -209,11 +209,13 @@ def check(settings: Settings) -> Iterable[str]:
             yield f"{where}.sha256 = {key.sha256!r}: must be 64 lower-case hex digits (`depesche key new` prints them)"
         elif key.sha256 == EMPTY_SHA256:
             yield f"{where}.sha256 = {key.sha256!r}: is of an empty key, which nobody has (`depesche key new`)"
-        if sinks and key.sink not in sinks:
+        if not key.numbers and not key.control:
+            yield f"{where}.numbers = []: name the numbers this key may send from, or '*' for all"
+        if not key.sink and key.numbers:
+            yield f"{where}.sink: is missing; name the sink that gets the statuses of what it sends"
+        elif key.sink and sinks and key.sink not in sinks:
             yield f"{where}.sink = {key.sink!r}: no such sink; there are {_list(sinks)}"
         yield from _between(f"{where}.requests_per_s_max", key.requests_per_s_max, 0, 100_000)
-        if not key.numbers:
-            yield f"{where}.numbers = []: name the numbers this key may send from, or '*' for all"
         for j, name in enumerate(key.numbers):
             if numbers and name != "*" and name not in numbers:
                 yield f"{where}.numbers[{j}] = {name!r}: no such number; there are {_list(numbers)}"

@@ -7,17 +7,20 @@ processes share, and their order within a customer stays what it was.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import aclosing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from broker.clock import Clock
 from broker.core.watermark import Watermark
+from broker.inspect import instant
 from broker.log.catalogue import CONTROL, DELIVERY_GROUP, deliveries
 from broker.log.contract import Draft
 from broker.visit import CHUNK_RECORDS_MAX, Visit, first_since
 from schemas.records import DeliveryEvent, SinkControl, decode_control, decode_delivery, encode
+from schemas.settings import SinkSettings
 
 
 class SinkState(NamedTuple):
@@ -67,10 +70,39 @@ async def state(visit: Visit, sink: str, word: SinkControl | None) -> SinkState:
     return SinkState(True, word.at, word.note, waiting, kept)
 
 
-async def set_paused(visit: Visit, sink: str, clock: Clock, *, paused: bool, note: str = "") -> None:
-    """Say that a sink is to be held back, or let go. Durable when it returns. Raises `LogUnavailable`."""
+async def states(visit: Visit, sinks: Sequence[SinkSettings]) -> list[SinkState]:
+    """Return how each sink stands, in order. Raises `LogUnavailable`, `Misconfigured`."""
+    said = await words(visit)
+    return [await state(visit, sink.name, said.get(sink.name)) for sink in sinks]
+
+
+def as_tree(sink: SinkSettings, one: SinkState) -> dict[str, Any]:
+    """Return a sink and how it stands as a tree JSON can say."""
+    return {
+        "name": sink.name,
+        "kind": sink.kind,
+        "state": "paused" if one.paused else "running",
+        "paused_at": instant(one.paused_at) if one.paused else None,
+        "note": one.note,
+        "waiting": one.waiting,
+        "kept": one.kept,
+        "to": place(sink),
+    }
+
+
+def place(sink: SinkSettings) -> str:
+    """Say where a sink's events go."""
+    if sink.kind != "kafka":
+        return sink.url
+    return f"topic {sink.topic}" + ("" if sink.kafka is None else f" at {sink.kafka.bootstrap_servers}")
+
+
+async def set_paused(visit: Visit, sink: str, clock: Clock, *, paused: bool, note: str = "") -> SinkControl:
+    """Say that a sink is to be held back, or let go; return what was said. Durable when it returns. Raises
+    `LogUnavailable`."""
     word = SinkControl(sink, paused, clock.now(), note)
     await visit.append(CONTROL, [Draft(sink.encode(), encode(word), 0)])
+    return word
 
 
 async def replay_since(visit: Visit, sink: str, since: int, clock: Clock, limit: int, *, dry_run: bool) -> Again:

@@ -111,6 +111,16 @@ class EngineVisit:
             await self.engine.append(log, chunk, APPEND_S_MAX)
 
 
+class LentVisit(EngineVisit):
+    """A visit by means of the engine of a running process, which neither starts nor closes it."""
+
+    async def __aenter__(self) -> LentVisit:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
 class EmbeddedVisit:
     """A visit to an embedded log that another process may have open. It opens it for writing only when it must."""
 

@@ -102,13 +102,16 @@ class SinkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class BotKey(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A key of ours that a bot sends with. `sha256`: hex digest of the key, which nobody stores. `sink`: where the
-    statuses of its sends go. `send_class`: what its free-form messages are."""
+    """A key of ours that a bot sends with, or an operator asks with. `sha256`: hex digest of the key, which nobody
+    stores. `numbers` it may send from, `sink` where the statuses of its sends go: a bot needs both. `send_class`: what
+    its free-form messages are."""
 
     name: str
     sha256: str
-    numbers: list[str]
-    sink: str
+    numbers: list[str] = field(default_factory=list)
+    sink: str = ""
+    control: bool = False
+    """Whether it may ask for what operators do, under `/control/v1`. Without `numbers` it may do nothing else."""
     send_class: SendClass = "reply"
     requests_per_s_max: float = 0.0
     """At each gateway; up to a second's worth at once, beyond it 429. 0 is no limit: a number's tier bounds what is

@@ -91,6 +91,8 @@ def set_at(*path: str | int) -> Callable[[Tree, Any], None]:
         (("keys", 0, "sha256"), "abc", "keys[0].sha256 = 'abc': must be 64 lower-case hex digits"),
         (("keys", 0, "sha256"), sha256(b"").hexdigest(), "is of an empty key, which nobody has"),
         (("keys", 0, "numbers"), ["1"], "keys[0].numbers[0] = '1': no such number"),
+        (("keys", 0, "numbers"), [], "keys[0].numbers = []: name the numbers this key may send from, or '*' for all"),
+        (("keys", 0, "sink"), "", "keys[0].sink: is missing; name the sink that gets the statuses of what it sends"),
         (("routes", 0, "then"), {}, "routes[0].then = {}: does nothing; name at least one sink"),
         (("routes", 0, "when", "regex"), "(", "routes[0].when.regex = '(': is not a regular expression of RE2's"),
         (
@@ -337,6 +339,17 @@ def test_a_secret_written_into_the_file_is_not_shown(path: tuple[str | int, ...]
         parse(tree)
     assert said in str(error.value)
     assert "hunter2" not in str(error.value)
+
+
+def test_an_operators_key_needs_neither_numbers_nor_sink() -> None:
+    """It sends nothing; one that has numbers sends, and needs both like a bot's."""
+    tree = example()
+    operator = {"name": "operator", "sha256": "1" * 64, "control": True}
+    tree["keys"].append(operator)
+    assert parse(tree).keys[-1].numbers == []
+    tree["keys"][-1] = {**operator, "numbers": ["*"]}
+    with pytest.raises(Misconfigured, match=r"^keys\[1\].sink: is missing"):
+        parse(tree)
 
 
 def test_two_keys_are_not_one() -> None:

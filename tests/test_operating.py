@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import re
 import subprocess
@@ -43,6 +44,8 @@ from tests.kafka.engine import kafka_log
 from tests.kafka.fixtures import KafkaForTests
 from tests.test_cli import here, on_kafka, said
 
+README = Path(__file__).parents[1] / "README.md"
+COMMANDS = re.compile(r"<!-- commands -->\n```sh\n(.*?)```\n", re.DOTALL)
 KEY = f"main:{ADA}".encode()
 ANSWER_S_MAX = 15.0
 
@@ -232,7 +235,7 @@ def test_a_sink_is_paused_and_resumed_while_the_broker_runs(running: Trial) -> N
     """From another terminal; the running process follows within a second or two, and the backlog is told."""
     config = running.config
     running.until(lambda: sinks_listed(config)["assistant"]["waiting"] == 0, ANSWER_S_MAX)
-    before = running.answers()
+    before = len(running.answers())
     told = here("sinks", "pause", "assistant", "--note", "bot is mended", "--config", config)
     assert (told.returncode, told.stdout) == (0, "assistant is paused; its events wait on their log\n"), told.stderr
     running.until(lambda: paused(running) == 1, ANSWER_S_MAX)
@@ -242,10 +245,10 @@ def test_a_sink_is_paused_and_resumed_while_the_broker_runs(running: Trial) -> N
     assert (one["state"], one["note"]) == ("paused", "bot is mended")
     assert "assistant meta paused since 20" in here("sinks", "list", "--config", config).stdout
     assert sinks_listed(config)["orders"]["state"] == "running"
-    assert running.answers() == before
+    assert len(running.answers()) == before
     told = here("sinks", "resume", "assistant", "--config", config)
     assert (told.returncode, told.stdout) == (0, "assistant runs\n")
-    running.until(lambda: running.answers() > before, ANSWER_S_MAX)
+    running.until(lambda: len(running.answers()) > before, ANSWER_S_MAX)
     told = here("sinks", "pause", "nobody", "--config", config)
     assert (told.returncode, "no sink 'nobody'; there are assistant, orders" in said(told)) == (2, True)
 
@@ -275,6 +278,42 @@ def test_events_are_delivered_once_more_since_a_moment(running: Trial) -> None:
     running.until(lambda: sinks_listed(config)["assistant"]["waiting"] == 0, ANSWER_S_MAX)
     told = here("sinks", "replay", "assistant", "--since", "yesterday", "--config", config)
     assert (told.returncode, "must be like 2026-03-01T12:00:00Z" in told.stderr) == (2, True)
+
+
+def operator_of(running: Trial) -> str:
+    """Give the running broker an operator's key, by its configuration; return it."""
+    key, digest = trial.new_key()
+    with running.config.open("a") as stream:
+        stream.write(f'\n[[keys]]\nname = "operator-{digest[:8]}"\nsha256 = "{digest}"\ncontrol = true\n')
+    headers = {"Authorization": f"Bearer {key}"}
+    running.until(
+        lambda: running.call(running.ports.gateway, "GET", "/control/v1/sinks", headers=headers)[0] == 200, ANSWER_S_MAX
+    )
+    return key
+
+
+def test_the_readmes_commands_for_control_do_what_they_say(running: Trial, tmp_path: Path) -> None:
+    """As they stand there, in a shell, against a running broker that learned of the key while it ran."""
+    (script,) = COMMANDS.findall(README.read_text())
+    environment = {
+        **os.environ,
+        "OPERATOR_KEY": operator_of(running),
+        "GATEWAY": f"http://127.0.0.1:{running.ports.gateway}",
+    }
+    told = subprocess.run(
+        ["bash", "-euc", script],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    said_, rest = [], told.stdout
+    while rest:
+        tree, end = json.JSONDecoder().raw_decode(rest)
+        said_.append(tree)
+        rest = rest[end:]
+    assert not any("error" in one for one in said_), said_
+    listed, paused_, resumed = said_[:3]
+    assert {sink["name"] for sink in listed["sinks"]} == {"assistant", "orders"}
+    assert (paused_["state"], paused_["note"], resumed["state"]) == ("paused", "the bot is mended", "running")
+    assert sinks_listed(running.config)["assistant"]["state"] == "running"
 
 
 class Webhook(BaseHTTPRequestHandler):

@@ -28,7 +28,7 @@ from broker.commands.terms import (
 )
 from broker.config import Config
 from broker.inspect import instant
-from broker.sink_control import Again, SinkState, replay_since, set_paused, state, words
+from broker.sink_control import Again, SinkState, as_tree, place, replay_since, set_paused, states
 from schemas.settings import SinkSettings
 from workers.handshake import Handshake, shake
 
@@ -49,27 +49,16 @@ def sinks_list(config_path: Path, as_json: bool) -> None:
 
     async def work() -> list[SinkState]:
         async with compose.visit(config) as visit:
-            said = await words(visit)
-            return [await state(visit, sink.name, said.get(sink.name)) for sink in config.settings.sinks]
+            return await states(visit, config.settings.sinks)
 
     for sink, one in zip(config.settings.sinks, run_loop(work), strict=True):
         if as_json:
-            tree = {
-                "name": sink.name,
-                "kind": sink.kind,
-                "state": "paused" if one.paused else "running",
-                "paused_at": instant(one.paused_at) if one.paused else None,
-                "note": one.note,
-                "waiting": one.waiting,
-                "kept": one.kept,
-                "to": _place(sink),
-            }
-            click.echo(msgspec.json.encode(tree))
+            click.echo(msgspec.json.encode(as_tree(sink, one)))
         else:
             how = f"paused since {instant(one.paused_at)}" if one.paused else "running"
             note = f" ({one.note})" if one.note else ""
             click.echo(
-                f"{sink.name} {sink.kind} {how}{note}, {one.waiting} waiting of {one.kept} kept, to {_place(sink)}"
+                f"{sink.name} {sink.kind} {how}{note}, {one.waiting} waiting of {one.kept} kept, to {place(sink)}"
             )
 
 
@@ -182,9 +171,3 @@ def _sink(config: Config, name: str) -> SinkSettings:
     if found is None:
         fail(EXIT_CONFIG, f"no sink {name!r}; there are {', '.join(s.name for s in config.settings.sinks) or 'none'}")
     return found
-
-
-def _place(sink: SinkSettings) -> str:
-    if sink.kind != "kafka":
-        return sink.url
-    return f"topic {sink.topic}" + ("" if sink.kafka is None else f" at {sink.kafka.bootstrap_servers}")

@@ -15,6 +15,7 @@ from aiohttp import web
 from broker import metrics
 from broker.clock import Clock
 from broker.core.allowance import Allowance
+from broker.core.control import Wrong, is_control
 from broker.core.endpoints import (
     DOWNLOAD,
     MARKETING,
@@ -38,7 +39,8 @@ from broker.core.endpoints import (
 )
 from broker.core.message import INVALID, error_of
 from broker.core.template_class import TemplateClasses
-from broker.gateway import answers, openapi
+from broker.gateway import answers, control, openapi
+from broker.gateway.control import Control, ControlCall
 from broker.gateway.keys import Keys, allows, bearer
 from broker.gateway.media import Media
 from broker.gateway.messages import Messages
@@ -59,6 +61,7 @@ RESULTS = (
     "marked",
     "described",
     "passed",
+    "controlled",
     "refused",
     "unauthorized",
     "forbidden",
@@ -73,9 +76,11 @@ RESULTS = (
 SENT = (MESSAGES, MARKETING)
 """What becomes a request on our log; everything else goes on to Graph."""
 
-
 STREAMED = (UPLOAD, DOWNLOAD)
 """What is never held whole: it needs the connection itself."""
+
+
+CONTROL_ALONE = "it has no numbers, and is for /control/v1 alone; give its [[keys]] numbers and a sink to call Graph"
 
 
 class Call(NamedTuple):
@@ -99,9 +104,10 @@ class Gateway:
         clock: Clock,
         rng: random.Random,
         graph: Passthrough | None = None,
+        operators: Control | None = None,
     ) -> None:
         """Prepare. `rng` makes ids: in production one that nobody can predict. `graph`: what is no message goes on
-        there; without it, it is refused."""
+        there, `operators`: what they ask for goes there; without it, it is refused."""
         self._settings = settings.gateway
         self._wabas = {number.phone_number_id: number.waba_id for number in settings.numbers}
         self._waba_ids = frozenset(self._wabas.values())
@@ -113,6 +119,7 @@ class Gateway:
         classes = TemplateClasses(self._wabas, settings.gateway.template_classes)
         portfolios = {number.phone_number_id: number.portfolio for number in settings.numbers}
         self._graph = graph
+        self._operators = operators
         self._media = Media(graph, rng) if graph is not None else None
         self._templates = TemplateList(graph, classes, self._wabas, clock) if graph is not None else None
         self._messages = Messages(settings.gateway, portfolios, classes, engine, clock, rng, self._want_template)
@@ -172,10 +179,13 @@ class Gateway:
 
     # ---- who may ask for what
 
-    def admit(self, method: str, path: str, headers: Mapping[str, str]) -> Call | Answer:
+    def admit(self, method: str, path: str, headers: Mapping[str, str]) -> Call | ControlCall | Answer:
         """Say whose request it is before its body is read, or refuse it."""
-        if path.partition("?")[0] == openapi.PATH:
+        plain = path.partition("?")[0]
+        if plain == openapi.PATH:
             return answers.described(openapi.encoded()) if method == "GET" else self._wrong_method(("GET",))
+        if is_control(plain):
+            return control.admit(method, path, headers, self._keys, self._wait_s)
         target = read_path(path)
         if target is None:
             return self._refuse(404, answers.UNKNOWN_PATH, "not_found", close=True)
@@ -184,6 +194,8 @@ class Gateway:
         if key is None:
             answer = self._refuse(401, answers.INVALID_KEY, "unauthorized", close=True)
             return answer._replace(headers={**answer.headers, "WWW-Authenticate": "Bearer"})
+        if not key.numbers:
+            return self._refuse(403, answers.forbidden("This key", CONTROL_ALONE), "forbidden", close=True)
         if (refusal := forbidden(method, target)) is not None:
             return self._forbid(refusal)
         found = self._find(method, target, key)
@@ -193,11 +205,15 @@ class Gateway:
         if "Content-Encoding" in headers:
             error = error_of(INVALID, "The body must be sent without a content encoding.")
             return self._refuse(415, error, "refused", close=True)
-        allowance = self._allowances.get(key.name)
-        if allowance is not None and (wait_s := allowance.take(self._clock.monotonic())):
+        if wait_s := self._wait_s(key):
             error = answers.limited("messages" if endpoint in SENT else "", key.requests_per_s_max)
-            return answers.refused(429, error, "limited", self._rng, retry_after_s=math.ceil(wait_s), close=True)
+            return answers.refused(429, error, "limited", self._rng, retry_after_s=wait_s, close=True)
         return Call(key, endpoint, target, number, secret)
+
+    def _wait_s(self, key: BotKey) -> int:
+        """Take one request of a key's allowance; return the seconds until it may be made, 0: now."""
+        allowance = self._allowances.get(key.name)
+        return 0 if allowance is None else math.ceil(allowance.take(self._clock.monotonic()))
 
     def _find(self, method: str, target: Target, key: BotKey) -> tuple[Endpoint, str] | Answer:
         """Return what is called and with which number's token: the key's own, whatever it asks for."""
@@ -243,7 +259,7 @@ class Gateway:
 
     async def take(
         self,
-        call: Call,
+        call: Call | ControlCall,
         headers: Mapping[str, str],
         body: bytes,
         began: float,
@@ -251,14 +267,16 @@ class Gateway:
     ) -> Answer:
         """Answer an admitted request. `gone`: whether nobody hears the answer any more. Never raises."""
         if len(body) > self._settings.body_bytes_max:
-            answer = self.unread(413)
+            answer = self.unread(413, call)
         elif not self.reserve(len(body)):
-            answer = self.unread(503)
+            answer = self.unread(503, call)
         else:
             self._backpressure.set(0)
             try:
                 with self.working():
-                    if call.endpoint in SENT:
+                    if isinstance(call, ControlCall):
+                        answer = await self._control(call, body)
+                    elif call.endpoint in SENT:
                         answer = await self._messages.take(
                             call.key,
                             call.phone_number_id,
@@ -273,6 +291,11 @@ class Gateway:
                 self.reserve(-len(body))
         self.count(answer, began)
         return answer
+
+    async def _control(self, call: ControlCall, body: bytes) -> Answer:
+        if self._operators is None:
+            return control.refused(Wrong(404, "not_found", "this gateway takes nothing of operators", "path"))
+        return await self._operators.take(call, body)
 
     def _want_template(self, phone_number_id: str) -> None:
         if self._templates is not None:
@@ -349,10 +372,13 @@ class Gateway:
         finally:
             graph.leave(call.key.name)
 
-    def unread(self, status: int) -> Answer:
+    def unread(self, status: int, call: Call | ControlCall | None = None) -> Answer:
         """Answer a request whose body was not read to its end."""
         if status == 503:
             self._backpressure.set(1)
+        if isinstance(call, ControlCall):
+            return control.unread(status, self._settings.body_bytes_max)
+        if status == 503:
             error = answers.unavailable("Too much is under way at this moment. Nothing was taken.")
             return answers.refused(503, error, "overloaded", self._rng, retry_after_s=1, close=True)
         if status == 413:
@@ -381,12 +407,12 @@ def gateway_app(gateway: Gateway, settings: Settings, clock: Clock) -> Listener:
         if isinstance(call, Answer):
             gateway.count(call, began)
             return call
-        if call.endpoint in STREAMED:
+        if isinstance(call, Call) and call.endpoint in STREAMED:
             return await gateway.stream(call, request, began)
         try:
             body = await read_body(request, bytes_max, gateway.reserve)
         except Refused as refusal:
-            answer = gateway.unread(refusal.status)
+            answer = gateway.unread(refusal.status, call)
             gateway.count(answer, began)
             return answer
         return await gateway.take(call, request.headers, body, began, lambda: is_gone(request))

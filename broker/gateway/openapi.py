@@ -28,6 +28,7 @@ from broker.core.message.shapes import (
     Url,
     Variants,
 )
+from broker.gateway import openapi_control
 from broker.gateway.messages import CLASS, EPOCH, IDEMPOTENCY_CHARS_MAX, IDEMPOTENCY_KEY, NOT_AFTER
 from schemas.records import SendClass
 
@@ -343,7 +344,8 @@ def document() -> Json:
         "info": {
             "title": "Depesche gateway",
             "version": _version(),
-            "description": "What a bot sends by: the part of Meta's Graph API that Depesche takes in its place.",
+            "description": "What a bot sends by: the part of Meta's Graph API that Depesche takes in its place. And "
+            "what operators control Depesche by, under `/control/v1`.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [
@@ -354,10 +356,16 @@ def document() -> Json:
             {"url": "/", "description": "The same without a version."},
         ],
         "security": [{"key": []}],
-        "paths": {**_paths(), PATH: _ITSELF, "/media/{phone_number_id}/{signed}": _DOWNLOADS},
+        "paths": {
+            **_paths(),
+            PATH: _ITSELF,
+            "/media/{phone_number_id}/{signed}": _DOWNLOADS,
+            **openapi_control.paths(),
+        },
         "components": {
             "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer", "description": "A key of `depesche key new`."}
+                "key": {"type": "http", "scheme": "bearer", "description": "A key of `depesche key new`."},
+                "control": openapi_control.KEY,
             },
             "schemas": {
                 "Message": {
@@ -371,6 +379,7 @@ def document() -> Json:
                 "Taken": _TAKEN,
                 "Done": _SUCCESS,
                 "Error": _ERROR,
+                **openapi_control.SCHEMAS,
             },
         },
     }

@@ -21,7 +21,7 @@ from broker.errors import LogUnavailable, Misconfigured, RecordTooLarge
 from broker.log.contract import Draft, Entry, Follow, Lease, LogSpec, Stage
 from broker.log.coordinator import Group, Held, Item, Member, Opener
 from broker.log.embedded_lease import RECORD_OVERHEAD_BYTES, Desk, EmbeddedFollow, EmbeddedLease, Pending, partition_of
-from broker.log.glance import progress
+from broker.log.glance import commits
 from broker.log.index import Index
 from broker.log.partitioning import partition_for
 from broker.log.position import POSITION, check_drafts, check_stage
@@ -299,8 +299,7 @@ class EmbeddedLog:
         """Return what a group committed for each partition of a log, with its text: for tools. Raises
         `LogUnavailable`, `Misconfigured`."""
         self._must_be_open()
-        found = await asyncio.to_thread(progress, self._store.folder, group, log)
-        return [(offset, text) for _, _, offset, text in found]
+        return await asyncio.to_thread(commits, self._store.folder, group, log)
 
     async def rebalance(self, name: str) -> None:
         """Revoke and grant a stage's or group's partitions anew, as if a member had come and gone."""

@@ -59,6 +59,26 @@ def progress(folder: Path, group: str, log: str) -> list[tuple[int, int, int | N
     return found
 
 
+def commits(folder: Path, group: str, log: str) -> list[tuple[int | None, str]]:
+    """Return for each partition of a log what a group committed (None: never) and its text: without a look at the
+    records, for whoever knows where they begin and end. Blocks and raises as `progress` does."""
+    file = folder / DATABASE
+    db = _opened(file)
+    try:
+        rows: list[tuple[int | None, str]] = db.execute(
+            "SELECT offset, coalesce(metadata, '') FROM places LEFT JOIN followers "
+            "ON followers.place = places.id AND followers.name = ? WHERE log = ? ORDER BY partition",
+            (group, log),
+        ).fetchall()
+        if not rows:
+            raise Misconfigured(_no_such_place(db, file, log, None))
+    except sqlite3.Error as error:
+        raise LogUnavailable(f"{file}: cannot be read ({error})") from None
+    finally:
+        db.close()
+    return rows
+
+
 def must_exist(folder: Path) -> None:
     """Raise `LogUnavailable` when no log was ever made in this folder: a command makes none, a role does."""
     file = folder / DATABASE

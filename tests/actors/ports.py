@@ -30,14 +30,14 @@ from schemas.settings import (
 )
 
 NUMBER, OTHER_NUMBER = "106540352242922", "106540352242955"
-KEY, NARROW_KEY = "dk_bot_key", "dk_narrow_key"
+KEY, NARROW_KEY, OPERATOR_KEY = "dk_bot_key", "dk_narrow_key", "dk_operator_key"
 SECRETS = {"shop": (Secret("current"), Secret("previous")), "bank": (Secret("other"),)}
 TOKENS = {"shop": Secret("let me in & stay"), "bank": Secret("bank token")}
 NOWHERE = SecretSource(env="UNUSED")
 
 
 def settings(*, receiver: ReceiverSettings | None = None, gateway: GatewaySettings | None = None) -> Settings:
-    """A brand with two numbers, two apps, one bot and two keys."""
+    """A brand with two numbers, two apps, one bot and two keys of bots, and an operator with one."""
 
     def number(id_: str, slot: int, portfolio: str) -> Number:
         return Number(phone_number_id=id_, waba_id="102290129340398", token=NOWHERE, slot=slot, portfolio=portfolio)
@@ -46,11 +46,12 @@ def settings(*, receiver: ReceiverSettings | None = None, gateway: GatewaySettin
         digest = hashlib.sha256(secret.encode()).hexdigest()
         return BotKey(name=name, sha256=digest, numbers=numbers, sink="bot", send_class="transactional")
 
+    operator = BotKey(name="operator", sha256=hashlib.sha256(OPERATOR_KEY.encode()).hexdigest(), control=True)
     return Settings(
         apps=[App(name=name, secrets=[NOWHERE], verify_token=NOWHERE) for name in SECRETS],
         numbers=[number(NUMBER, 2, "brand"), number(OTHER_NUMBER, 3, "brand")],
         sinks=[SinkSettings(name="bot", kind="meta", url="http://127.0.0.1:9/", secret=NOWHERE)],
-        keys=[key("bot", KEY, ["*"]), key("narrow", NARROW_KEY, [OTHER_NUMBER])],
+        keys=[key("bot", KEY, ["*"]), key("narrow", NARROW_KEY, [OTHER_NUMBER]), operator],
         log=LogSettings(partitions=4, slots=4),
         receiver=receiver or ReceiverSettings(port=0),
         gateway=gateway or GatewaySettings(port=0),

@@ -22,6 +22,7 @@ from broker import metrics
 from broker.clock import SystemClock
 from broker.core.opaque import is_send_id
 from broker.gateway import Gateway, gateway_app
+from broker.gateway.control import Control
 from broker.gateway.repetitions import ENTRIES_MAX, EQUAL_MAX, UNKNOWN_S, Attempt, Repetitions
 from broker.listener import Listener
 from broker.log.embedded import EmbeddedLog
@@ -86,7 +87,7 @@ class Port:
 @asynccontextmanager
 async def serving(engine: EmbeddedLog, of: Settings, seed: int = 1) -> AsyncIterator[Port]:
     clock = SystemClock()
-    gateway = Gateway(of, engine, clock, random.Random(seed))
+    gateway = Gateway(of, engine, clock, random.Random(seed), operators=Control(of, engine, clock))
     port = gateway_app(gateway, of, clock)
     await gateway.start()
     await port.start()

@@ -23,6 +23,7 @@ from broker import metrics
 from broker.clock import SystemClock
 from broker.core.media_url import media_secret, to_ours
 from broker.gateway import Gateway, gateway_app
+from broker.gateway.control import Control
 from broker.gateway.passthrough import Passthrough
 from broker.sandbox.app import Sandbox
 from broker.secrets import Secret
@@ -114,7 +115,7 @@ async def gateway_to(
         graph = Passthrough(of, {NUMBER: Secret(TOKEN), OTHER_NUMBER: Secret(OTHER_TOKEN)}, clock, rng)
         await graph.start()
         stack.push_async_callback(graph.stop)
-        made = Gateway(of, engine, clock, rng, graph)
+        made = Gateway(of, engine, clock, rng, graph, Control(of, engine, clock))
         port = gateway_app(made, of, clock)
         await made.start()
         stack.push_async_callback(made.stop, 1.0)

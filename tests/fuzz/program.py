@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from broker.clock import SystemClock
-from tests.actors.ports import KEY, NUMBER
+from tests.actors.ports import KEY, NUMBER, OPERATOR_KEY
 from tests.actors.test_passthrough import WABA
 from tests.core.message.samples import BASE, GOOD
 
@@ -40,8 +40,8 @@ async def ended(command: list[str], folder: Path, seconds: float) -> Ended:
     return Ended(process.returncode or 0, out.decode(errors="replace"))
 
 
-async def schemathesis(url: str, folder: Path, seconds: int, *options: str) -> Ended:
-    """Let schemathesis read the document of the gateway at `url` and try what follows from it.
+async def schemathesis(url: str, folder: Path, seconds: int, *options: str, operator: bool = False) -> Ended:
+    """Let schemathesis read the document of the gateway at `url` and try what follows from it, as a bot or an operator.
 
     Not looked for: that a good value is refused and a bad one taken, for rules between members are no schema, and
     members nobody knows pass; and 405 for every other method, for of an object that is not there Graph says no more.
@@ -49,15 +49,19 @@ async def schemathesis(url: str, folder: Path, seconds: int, *options: str) -> E
     config = folder / "schemathesis.toml"
     hour = SystemClock().now() + 3_600_000
     config.write_text(
-        f'headers = {{ Authorization = "Bearer {KEY}" }}\n'
-        f'[parameters]\n"path.phone_number_id" = "{NUMBER}"\n"path.waba_id" = "{WABA}"\n'
+        f'headers = {{ Authorization = "Bearer {OPERATOR_KEY if operator else KEY}" }}\n'
+        f'[parameters]\n"path.phone_number_id" = "{NUMBER}"\n"path.waba_id" = "{WABA}"\n"path.name" = "bot"\n'
         f'"header.X-Depesche-Not-After" = "{hour}"\n'
         "[checks]\nnegative_data_rejection.enabled = false\npositive_data_acceptance.enabled = false\n"
         "unsupported_method.enabled = false\n"
     )
     program = str(Path(sys.executable).with_name("st"))
-    command = [program, "--config-file", str(config), "run", f"{url}/openapi.json", "--url", f"{url}/v26.0", *options]
-    command += ["--exclude-path-regex", "^/(openapi.json|media/)"]  # they have no version
+    base = url if operator else f"{url}/v26.0"
+    command = [program, "--config-file", str(config), "run", f"{url}/openapi.json", "--url", base, *options]
+    if operator:
+        command += ["--include-path-regex", "^/control/"]
+    else:
+        command += ["--exclude-path-regex", "^/(openapi.json|media/|control/)"]  # they have no version
     command += ["--max-time", str(seconds), "--generation-database", "none", "--no-color", "--request-timeout", "10"]
     return await ended(command, folder, seconds)
 

@@ -32,6 +32,17 @@ async def test_schemathesis_finds_nothing_the_document_does_not_say(tmp_path: Pa
     assert int(cases[1]) > 0
 
 
+async def test_schemathesis_finds_nothing_about_control_that_the_document_does_not_say(tmp_path: Path) -> None:
+    """What an operator's script is built from is true: no 500, no status and no body it does not know."""
+    async with sandbox() as meta, gateway_to(meta.platform.base_url, tmp_path / "log") as bot:
+        options = ("--phases", "coverage,fuzzing", "--max-examples", "20")
+        code, text = await schemathesis(bot.url, tmp_path, SCHEMATHESIS_S, *options, operator=True)
+    assert code == 0, text[-6_000:]
+    cases = re.search(r"(\d+) generated", text)
+    assert cases, text[-3_000:]
+    assert int(cases[1]) > 20
+
+
 async def test_a_fuzzer_that_sees_which_lines_it_reaches_finds_no_crash(tmp_path: Path) -> None:
     """Atheris found in seconds what random bodies do not: a value that only one branch looks at."""
     code, text = await guided(tmp_path, GUIDED_S)
