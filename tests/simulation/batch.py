@@ -26,7 +26,7 @@ SETTLE_STEPPED_S = 1_100.0
 RUN_S_MIN = 600.0
 """What every seed runs, from its first process to its last: five minutes of storm, the rest of coming to rest."""
 
-REAL_S_MAX = 90.0
+CPU_S_MAX = 90.0
 
 
 class Ran(NamedTuple):
@@ -48,7 +48,7 @@ def run(seed: int, *, stormy: bool = True) -> Ran:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # the stages say what they withstand; here that is everything
     wrong: list[str] = []
-    sim = Sim(seed, real_seconds_max=REAL_S_MAX)
+    sim = Sim(seed, cpu_seconds_max=CPU_S_MAX)
     try:
         world = World(sim, skews_ms=skews_of(seed) if stormy else {})
         weather = Weather(world)

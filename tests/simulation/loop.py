@@ -41,7 +41,7 @@ CALLBACKS_AN_INSTANT_MAX = 200_000
 """More callbacks than this without time moving is a loop that spins: the largest honest burst is a restore or a full
 fetch, some thousands."""
 
-REAL_CHECK_EVERY = 1_024
+CPU_CHECK_EVERY = 1_024
 """Instants between two looks at the real clock: a look costs as much as a callback."""
 
 COLLECT_EVERY = 50_000
@@ -75,7 +75,7 @@ class Stalled(Exception):
 
 
 class OutOfTime(Exception):
-    """A run took longer than it may, in real or in virtual seconds."""
+    """A run took longer than it may, in CPU or in virtual seconds."""
 
 
 class SimulationFailed(AssertionError):
@@ -253,7 +253,7 @@ class SimTask(asyncio.Task[Any]):
 class VirtualLoop(asyncio.BaseEventLoop):
     """An asyncio event loop on virtual time. `now` is `time()` without the call."""
 
-    def __init__(self, *, real_seconds_max: float = 120.0) -> None:
+    def __init__(self, *, cpu_seconds_max: float = 120.0) -> None:
         super().__init__()
         super().set_debug(False)
         self.now = 0.0
@@ -271,8 +271,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._sealed = False
         self._kept: list[asyncio.Task[Any]] = []  # of the dead: neither resumed nor closed while the run lasts
         self._generators: dict[int, AsyncGenerator[Any, Any]] = {}
-        self._real_seconds_max = real_seconds_max
-        self._real_seconds = 0.0
+        self._cpu_seconds_max = cpu_seconds_max
+        self._cpu_seconds = 0.0
 
     # ── what asyncio asks ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -399,19 +399,19 @@ class VirtualLoop(asyncio.BaseEventLoop):
         sys.set_asyncgen_hooks(firstiter=None, finalizer=self._generator_dropped)
         collecting = gc.isenabled()
         gc.disable()
-        started = time.perf_counter()
+        started = time.thread_time()
         self._halted = False
         asyncio._set_running_loop(self)
         try:
-            self._turn(until, started + self._real_seconds_max - self._real_seconds)
+            self._turn(until, started + self._cpu_seconds_max - self._cpu_seconds)
         finally:
             asyncio._set_running_loop(None)
-            self._real_seconds += time.perf_counter() - started
+            self._cpu_seconds += time.thread_time() - started
             if collecting:
                 gc.enable()
             sys.set_asyncgen_hooks(*hooks)
 
-    def _turn(self, until: float | None, real_end: float) -> None:
+    def _turn(self, until: float | None, cpu_end: float) -> None:
         """The heart: drain what is ready, jump to the next timer. Everything here is paid per callback."""
         soon = self._soon
         timers = self._timers
@@ -468,8 +468,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 self.now = when
             self.instants += 1
             self._digest = hash((self._digest, when, ran))
-            if not self.instants % REAL_CHECK_EVERY and time.perf_counter() > real_end:
-                raise OutOfTime(f"more than {self._real_seconds_max} real seconds at virtual second {self.now:.3f}")
+            if not self.instants % CPU_CHECK_EVERY and time.thread_time() > cpu_end:
+                raise OutOfTime(f"more than {self._cpu_seconds_max} CPU seconds at virtual second {self.now:.3f}")
             when = self.now
             while timers and timers[0][0] <= when:
                 handle = heappop(timers)[2]
@@ -633,9 +633,9 @@ class Sim:
     # leaving without an exception checks that nothing failed
     """
 
-    def __init__(self, seed: int, *, real_seconds_max: float = 120.0, loop: VirtualLoop | None = None) -> None:
+    def __init__(self, seed: int, *, cpu_seconds_max: float = 120.0, loop: VirtualLoop | None = None) -> None:
         self.seed = seed
-        self.loop = loop if loop is not None else VirtualLoop(real_seconds_max=real_seconds_max)
+        self.loop = loop if loop is not None else VirtualLoop(cpu_seconds_max=cpu_seconds_max)
         self.trace = Trace()
         self.faults = Faults(self.random, self.loop.time)
         self.processes: dict[str, Process] = {}

@@ -44,7 +44,7 @@ SUITE = dict(suite())
 def test_the_simulated_log_keeps_the_contract(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is found in a simulation is only true of the real engines as far as the log beneath it is one."""
     test = SUITE[name]
-    loop = VirtualLoop(real_seconds_max=60.0)
+    loop = VirtualLoop(cpu_seconds_max=60.0)
     asyncio.set_event_loop(loop)
     monkeypatch.setattr(time, "monotonic", loop.time)  # the suite measures how long things take
     try:

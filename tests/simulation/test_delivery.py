@@ -220,7 +220,7 @@ class Hour:
 
 
 def live(seed: int) -> Hour:
-    with Sim(seed, real_seconds_max=90.0) as sim:
+    with Sim(seed, cpu_seconds_max=90.0) as sim:
         hour = Hour(sim)
         hour.start()
         hour.plan()
@@ -268,7 +268,7 @@ def test_a_seed_decides_everything() -> None:
 
 def test_without_faults_nothing_is_repeated_by_deployments() -> None:
     """Workers that stop and start in turn, as a rollout does: each event arrives exactly once."""
-    with Sim(5, real_seconds_max=60.0) as sim:
+    with Sim(5, cpu_seconds_max=60.0) as sim:
         hour = Hour(sim)
         hour.start()
         for turn in range(12):

@@ -44,7 +44,7 @@ def test_time_jumps_to_the_next_timer() -> None:
         await asyncio.wait_for(asyncio.sleep(1.0), 5.0)
         seen.append(clock.monotonic())
 
-    with Sim(1, real_seconds_max=5.0) as sim:
+    with Sim(1, cpu_seconds_max=5.0) as sim:
         sim.process("one", program)
         sim.run(90_000.0)
     assert seen == [86_400.0, 86_402.5, 86_403.5]
@@ -103,15 +103,15 @@ def test_waiting_for_what_cannot_come_is_found() -> None:
 
 
 def test_a_run_may_not_take_longer_than_it_may() -> None:
-    """Both limits: real seconds for the machine, virtual seconds for what is waited for."""
+    """Both limits: CPU seconds for the machine, virtual seconds for what is waited for."""
 
     async def program(_: Process) -> None:
         while True:  # noqa: ASYNC110  # nothing to wait for
             await asyncio.sleep(0.001)
 
-    sim = Sim(1, real_seconds_max=0.05)
+    sim = Sim(1, cpu_seconds_max=0.05)
     sim.process("ticker", program)
-    with pytest.raises(OutOfTime, match="real seconds"):
+    with pytest.raises(OutOfTime, match="CPU seconds"):
         sim.run(1e9)
     with pytest.raises(OutOfTime, match="virtual seconds"):
         Sim(1).run_until(lambda: False, 3.0)
