@@ -423,7 +423,9 @@ class Residence:
             return
         waiting = customer.claim
         if waiting is not None:
-            if (claim.move, claim.by) >= (waiting.move, self._key):
+            # Within a second a move comes after a phone's first sight: who moves wrote here before, and Meta's clock
+            # has no finer steps. What they wrote waits with us, and would else be sent on behind the answer.
+            if (claim.move, claim.is_move, claim.by) >= (waiting.move, waiting.is_move, self._key):
                 self._park(arrival)
                 return
             # By an earlier move than the one we wait for: so no two wait for each other, nor any more in a ring.

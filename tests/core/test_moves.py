@@ -484,6 +484,24 @@ def test_two_keys_that_ask_each_other_do_not_wait_for_ever() -> None:
     assert len(one.windows) == 1
 
 
+@pytest.mark.parametrize(("old", "new"), [(P1, P2), (P2, P1)])
+def test_what_was_written_in_the_second_of_a_move_comes_before_what_was_written_after_it(old: str, new: str) -> None:
+    """The first message with an id that is new to us waits for its BSUID's key as the move is read. Meta's clock has
+    whole seconds, so nothing but its log says that the message was first."""
+    for seed in range(20):
+        town = Town(3, Random(seed))
+        for name, system, ids in (
+            ("before", {}, Ids(old, B1)),
+            ("moved", {"type": "user_changed_number", "wa_id": new}, Ids(old, B1)),
+            ("after", {}, Ids(new, B2)),
+        ):
+            said = {"type": "system", "system": system} if system else {"type": "text", "text": {"body": name}}
+            town.receive(webhook({"id": f"wamid.{name}", **said}, ids, town.now))
+        town.drain()
+        told = [json.loads(one.event.body)["entry"][0]["changes"][0]["value"]["messages"][0] for one in town.told]
+        assert [one["id"] for one in told if one["type"] == "text"] == ["wamid.before", "wamid.after"]
+
+
 def test_opt_out_beats_opt_in_and_an_agent_beats_a_bot_when_two_become_one() -> None:
     """Who overlooks a stop pesters; who loses the agent leaves the customer with a bot that knows nothing."""
     stop = webhook({"id": "wamid.s", "type": "text", "text": {"body": "stop"}}, Ids(bsuid=B1), START)

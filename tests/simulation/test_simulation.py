@@ -21,6 +21,7 @@ FOUND: dict[int, str] = {
     10: "an owner whose clock was behind cut a pair's debt short, and wrote it down so",
     14: "a send that found a debt added too little to it",
     17: "the same, two takeovers later",
+    21: "what somebody wrote to an old phone was read after what they had written to the new one in the same second",
     23: "inbound of a stalled fetch counted against a tier whose owner could not know of it",
     25: "a lone customer's next reply waited half a second longer and came too late",
     28: "a worker whose clock was slow asked for a moving customer again at each answer",
@@ -30,15 +31,6 @@ FOUND: dict[int, str] = {
 }
 """Seeds that broke a promise once, and what they found. Each bug has a test of its own in tests/core or tests/actors as
 well: a storm changes with the code, and the same seed may blow elsewhere today."""
-
-
-OPEN: dict[int, str] = {
-    21: "what somebody wrote to a new phone was decided before what they had written to the old one",
-}
-"""Seeds that break a promise today, each with what is known of it: not mended, and not to be forgotten."""
-
-OVER_A_MOVE = "written under another key"
-"""The one promise that may be open: order between two keys of one person."""
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +45,7 @@ def runs() -> list[Ran]:
 @pytest.mark.timeout(RUNS_S_MAX)
 def test_the_broker_keeps_its_promises_in_every_storm(runs: list[Ran]) -> None:
     """Crashes, zombies, lost answers, clocks that jump: nothing lost, nothing twice, in order, within the limits."""
-    broken = {
-        ran.seed: ran.wrong[:5]
-        for ran in runs
-        if ran.wrong and not (ran.seed in OPEN and all(OVER_A_MOVE in one for one in ran.wrong))
-    }
-    if mended := [ran.seed for ran in runs if not ran.wrong and ran.seed in OPEN]:
-        print(f"these keep every promise by now and can leave OPEN: {mended}")
+    broken = {ran.seed: ran.wrong[:5] for ran in runs if ran.wrong}
     assert not broken, f"replay with `python -m tests.simulation --seed S --trace`: {broken}"
 
 
