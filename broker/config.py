@@ -19,6 +19,7 @@ from msgspec.structs import fields, replace
 from broker.core.consent import words
 from broker.core.endpoints import listed
 from broker.core.hours import Hours, compile_hours
+from broker.core.marketing_rest import HOURS_MAX
 from broker.core.media_url import media_secret
 from broker.core.routing import BOT, ROUTES_MAX, compile_route
 from broker.errors import Misconfigured
@@ -254,6 +255,7 @@ def check(settings: Settings) -> Iterable[str]:
             words(lists)
         except ValueError as error:
             yield f"customer.consent.{name}: {error}"
+    yield from _between("customer.marketing_rest_h", settings.customer.marketing_rest_h, 0, HOURS_MAX)
     yield from _between("log.partitions", settings.log.partitions, 1, 512)
     yield from _between("log.slots", settings.log.slots, 1, 512)
     yield from _between("log.bytes_in_flight_max", settings.log.bytes_in_flight_max, 4_500_000, 2**32)

@@ -340,6 +340,9 @@ class CustomerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A free-form send must begin this long before its 24 h window closes: clocks and queues are not exact."""
     waiting_sends_max: int = 100
     """Admitted and not yet answered sends of one customer; more are refused with the pair limit's code."""
+    marketing_rest_h: float = 24.0
+    """How long marketing to a customer rests after Meta refused it as more than they are to get (131049); 0: it does
+    not. Meta asks for 24 h, and may limit an account that tries sooner again and again."""
     doubt: DoubtSettings = field(default_factory=DoubtSettings)
     consent: ConsentSettings = field(default_factory=ConsentSettings)
 

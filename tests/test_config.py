@@ -120,6 +120,8 @@ def set_at(*path: str | int) -> Callable[[Tree, Any], None]:
         ),
         (("hours", 0, "exceptions"), ["2026-13-01 09:00-10:00"], "hours[0].exceptions[0] = '2026-13-01 09:00-10:00'"),
         (("log", "engine"), "rabbit", "log.engine = 'rabbit': must be 'embedded' or 'kafka'"),
+        (("customer", "marketing_rest_h"), 169, "customer.marketing_rest_h = 169.0: must be from 0 to 168"),
+        (("customer", "marketing_rest_h"), -1, "customer.marketing_rest_h = -1.0: must be from 0 to 168"),
         (("log", "kafka", "min_insync_replicas"), 5, "must not exceed replication_factor (3)"),
         (("connector", "allow"), ["10.0.0.0/99"], "connector.allow[0] = '10.0.0.0/99': is not an address range"),
         (("gateway", "public_url"), "", "gateway.public_url = '': is needed with gateway.host = '0.0.0.0'"),

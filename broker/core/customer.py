@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from broker.core import botview, consent, dedupe, idmap, reference, window
+from broker.core import botview, consent, dedupe, idmap, marketing_rest, reference, window
 from broker.core.autoreply import NOT_ANSWERED, AutoReply
 from broker.core.consent import Change, Scope
 from broker.core.customer_state import (
@@ -151,6 +151,8 @@ class Context(Struct, frozen=True):
     """How long a doubt lasts before the send is repeated; -1: it never is."""
     window_margin_ms: int
     waiting_sends_max: int
+    marketing_rest_ms: int = 0
+    """How long marketing to a customer rests after 131049; 0: it does not."""
     consent_scope: Scope = "portfolio"
     stop_words: frozenset[str] = frozenset()
     start_words: frozenset[str] = frozenset()
@@ -185,6 +187,7 @@ def context_of(settings: Settings, media_secrets: Mapping[str, bytes] | None = N
         doubt_ms={name: round(value * 1_000) if value >= 0 else -1 for name, value in seconds.items()},
         window_margin_ms=round(settings.customer.window_margin_s * 1_000),
         waiting_sends_max=settings.customer.waiting_sends_max,
+        marketing_rest_ms=round(settings.customer.marketing_rest_h * marketing_rest.MS_PER_H),
         consent_scope=settings.customer.consent.scope,
         stop_words=consent.words(settings.customer.consent.stop_words),
         start_words=consent.words(settings.customer.consent.start_words),
@@ -274,6 +277,11 @@ OUTCOME_UNKNOWN: Final = Refusal(
     "Something went wrong",
     "Whether this message was sent is not known: neither an answer nor a status arrived. It may have been delivered.",
 )
+
+
+def _resting(until: int) -> Refusal:
+    return Refusal(marketing_rest.CODE, marketing_rest.TITLE, marketing_rest.details(until))
+
 
 # ---- decide
 
@@ -474,9 +482,12 @@ class Turn:
         if item.message_type == consent.CATEGORY and item.status in ("stop", "resume"):
             self._change_consent(item, item.status == "stop", "preference", item.dedupe)
 
+    def _instant(self, fact: Item | SendOutcome) -> int:
+        """Return when something was said, as far as that can be."""
+        return fact.at if 0 < fact.at <= self._now + window.SKEW_MS_MAX else self._now
+
     def _change_consent(self, fact: Item | SendOutcome, stopped: bool, source: str, proof: str) -> None:
-        at = fact.at if 0 < fact.at <= self._now + window.SKEW_MS_MAX else self._now
-        change = Change(at, stopped, fact.phone_number_id, source, proof[:PROOF_CHARS_MAX])
+        change = Change(self._instant(fact), stopped, fact.phone_number_id, source, proof[:PROOF_CHARS_MAX])
         changes = consent.changed(self._customer.consent, change)
         if changes != self._customer.consent:
             self._customer.consent = changes
@@ -484,9 +495,21 @@ class Turn:
 
     def _is_unwanted(self, send: Send) -> bool:
         """Whether a send is marketing to somebody who does not want any."""
-        if not self._customer.consent or not (send.marketing or send.send_class == "campaign"):
+        if not self._customer.consent or not send.is_marketing:
             return False
         return consent.stopped(self._customer.consent, send.phone_number_id, self._context.consent_scope)
+
+    def _rest(self, fact: Item | SendOutcome) -> None:
+        """Meta says that this customer gets no more marketing now. A group's members are told apart nowhere here."""
+        if is_customer(self._key):
+            self._customer.marketing_refused_at = max(self._customer.marketing_refused_at, self._instant(fact))
+
+    def _rests_until(self, send: Send, at: int) -> int:
+        """Return until when a template may not go that would leave at this instant, because it is marketing and that
+        rests; 0 when it may. Inside the window Meta does not count it."""
+        ends_at = marketing_rest.ends_at(self._customer.marketing_refused_at, self._context.marketing_rest_ms)
+        is_meant = at < ends_at and send.is_marketing and send.template
+        return ends_at if is_meant and not self._is_open(send.phone_number_id, at) else 0
 
     # -- items, continued
 
@@ -639,6 +662,8 @@ class Turn:
         self._commands.append(Note("failed", str(code) if rule_of(code) is not None else "other"))
         if code == OPTED_OUT.code:
             self._change_consent(item, True, f"error:{code}", send_id)
+        elif code == marketing_rest.CODE:
+            self._rest(item)
         elif code == WINDOW_CLOSED.code:
             self._close_window(item.phone_number_id, (item.at or item.received_at) - FAILED_WITHIN_MS)
         number = self._context.numbers.get(item.phone_number_id)
@@ -715,13 +740,16 @@ class Turn:
         """Say why a send exists and where it waits: as it was asked for, or where nobody said, by the window."""
         if not request.class_presumed:
             return request.send_class, LANE_OF[request.send_class]
-        is_open = is_customer(self._key) and self._is_open(request.phone_number_id)
+        is_open = is_customer(self._key) and self._is_open(request.phone_number_id, self._now)
         return by_window("campaign" if request.marketing else request.send_class, is_open=is_open)
 
-    def _is_open(self, phone_number_id: str) -> bool:
-        """Whether the customer's window with a number is open now, with the margin for a send's way to Meta."""
-        opened_at = self._customer.windows.get(phone_number_id, 0)
-        return window.is_open(opened_at, self._now, self._context.window_margin_ms)
+    def _closes_at(self, phone_number_id: str) -> int:
+        """Return when the customer's window with a number closes, with the margin for a send's way to Meta; 0 when it
+        was never open."""
+        return window.closes_at(self._customer.windows.get(phone_number_id, 0), self._context.window_margin_ms)
+
+    def _is_open(self, phone_number_id: str, at: int) -> bool:
+        return at < self._closes_at(phone_number_id)
 
     def _refusal(self, send: Send, request: SendRequest) -> tuple[str, Refusal | None]:
         """Say why a send is not admitted. May bring its `not_after` forward: to the close of the window."""
@@ -734,10 +762,14 @@ class Turn:
             return "expired", TOO_OLD
         if self._is_unwanted(send):
             return "consent", OPTED_OUT
+        closes_at = self._closes_at(send.phone_number_id)
         if not send.template and is_customer(self._key):
-            closes_at = window.closes_at(customer.windows.get(send.phone_number_id, 0), context.window_margin_ms)
             if now >= closes_at:
                 return "window", WINDOW_CLOSED
+            send.not_after = min(send.not_after, closes_at)
+        elif rests_until := self._rests_until(send, now):
+            return "resting", _resting(rests_until)
+        elif now < closes_at and self._rests_until(send, closes_at):  # it may go inside the window alone
             send.not_after = min(send.not_after, closes_at)
         if (
             len(customer.sends) >= context.waiting_sends_max
@@ -748,11 +780,12 @@ class Turn:
 
     def _too_late(self, send: Send) -> Refusal:
         """Say, as Meta would, why a send that waited is too late: its window closed, or its own time is over."""
+        at = max(self._now, send.not_after)
         if not send.template and is_customer(self._key):
-            opened_at = self._customer.windows.get(send.phone_number_id, 0)
-            closes_at = window.closes_at(opened_at, self._context.window_margin_ms)
-            if max(self._now, send.not_after) >= closes_at:
+            if not self._is_open(send.phone_number_id, at):
                 return WINDOW_CLOSED
+        elif rests_until := self._rests_until(send, at):
+            return _resting(rests_until)
         return TOO_OLD
 
     def _admit(self, send: Send, wamids: Mapping[str, str]) -> None:
@@ -765,6 +798,10 @@ class Turn:
         if self._is_unwanted(send):  # it was held, and they said stop meanwhile
             self._remove(send)
             self._refuse(send, "consent", OPTED_OUT)
+            return
+        if rests_until := self._rests_until(send, self._now):
+            self._remove(send)
+            self._refuse(send, "resting", _resting(rests_until))
             return
         try:
             line = wrap(SendId(send.send_id), Sink(send.sink), self._key, send.own)
@@ -864,6 +901,8 @@ class Turn:
                     self._close_window(outcome.phone_number_id, outcome.called_at or outcome.at)
                 elif outcome.code == OPTED_OUT.code:  # said to Meta at a time we heard nothing of
                     self._change_consent(outcome, True, f"error:{outcome.code}", outcome.send_id)
+                elif outcome.code == marketing_rest.CODE:
+                    self._rest(outcome)
             self._fail(send, refusal)
         if outcome.wa_id and is_customer(self._key):
             how, value = address(self._key)
@@ -949,6 +988,7 @@ class Turn:
             or not send.body
             or self._now >= send.not_after
             or self._is_unwanted(send)
+            or self._rests_until(send, self._now)
         ):
             self._settled(send, "expired")
             self._give_up(send)

@@ -78,6 +78,11 @@ class Send(Struct, array_like=True, gc=False):
         """Which of its number's queues it waits in."""
         return self.other_lane or LANE_OF[self.send_class]
 
+    @property
+    def is_marketing(self) -> bool:
+        """Whether it is marketing, by its class or by what it is."""
+        return self.marketing or self.send_class == "campaign"
+
 
 class Known(Struct, array_like=True, gc=False, frozen=True):
     """A settled send: its id and wamid, packed, its sink, and the caller's own data where the line had no room."""
@@ -172,6 +177,8 @@ class Customer(Struct, array_like=True):
     """Under which the logs keep this person's order, "" for the key itself: it stays what it was when they move."""
     shown_to: list[str] = field(default_factory=list)
     """Of a linked phone: the business numbers that this person last wrote to with the phone shown, newest last."""
+    marketing_refused_at: int = 0
+    """When Meta last said that they get no more marketing now (`core/marketing_rest.py`); 0: never, or long ago."""
 
 
 pack = msgspec.msgpack.Encoder().encode
@@ -217,12 +224,14 @@ def quieted(customer: Customer, now: int) -> bool:
         and len(customer.known) <= KNOWN_QUIET_MAX
         and len(replied) == len(customer.replied)
         and len(changes) == len(customer.consent)
+        and not customer.marketing_refused_at
     ):
         return False
     customer.replied = replied
     customer.taken = customer.older = b""
     del customer.known[:-KNOWN_QUIET_MAX]
     customer.consent = changes
+    customer.marketing_refused_at = 0  # a rest is shorter than this silence
     return True
 
 

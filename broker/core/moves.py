@@ -116,6 +116,7 @@ def lives(customer: Customer) -> bool:
         or customer.sends
         or customer.held
         or customer.consent
+        or customer.marketing_refused_at
         or customer.bsuid
         or customer.epoch != 1
         or customer.language
@@ -561,6 +562,7 @@ class Residence:
         mine.language = mine.language or theirs.language
         mine.sent_language = mine.sent_language or theirs.sent_language
         mine.consent = joined_consent(theirs.consent, mine.consent)
+        mine.marketing_refused_at = max(mine.marketing_refused_at, theirs.marketing_refused_at)
         mine.wa_id = mine.wa_id or (theirs.wa_id if normalise_wa_id(theirs.wa_id) == self._value else "")
         self._join_ids(theirs, handover)
 

@@ -77,6 +77,31 @@ class Brand:
         bodies = [decode_delivery(entry.value).body for entry in await entries(self.bot.log, deliveries("bot"))]
         return [json.loads(body)["entry"][0]["changes"][0]["value"]["statuses"][0] for body in bodies]
 
+    async def fails(self, ready: Ready, code: int) -> int:
+        """Meta took a send and says that it was not delivered; return when it said so, in Unix seconds."""
+        at = int(time.time())
+        status = {
+            "id": f"wamid.{ready.send_id[-8:]}",
+            "status": "failed",
+            "timestamp": str(at),
+            "recipient_id": PHONE,
+            "biz_opaque_callback_data": json.loads(ready.body)["biz_opaque_callback_data"],
+            "errors": [{"code": code, "title": "Not delivered"}],
+        }
+        value = {"messaging_product": "whatsapp", "metadata": {"phone_number_id": NUMBER}, "statuses": [status]}
+        entry = {"id": "102290129340398", "changes": [{"value": value, "field": "messages"}]}
+        body = receivers.compact({"object": "whatsapp_business_account", "entry": [entry]})
+        assert (await self.customer.post(body))[0] == 200
+        return at
+
+    async def told(self, count: int) -> None:
+        """Wait until the bot is told of so many statuses."""
+
+        async def there() -> bool:
+            return len(await self.statuses()) >= count
+
+        await until(there)
+
     async def has(self, wanted: list[str]) -> None:
         """Wait until all of these are at a lane."""
 
@@ -153,3 +178,23 @@ async def test_who_said_stop_gets_no_marketing_template_in_whatever_lane_it_is_s
         await shop.has([again])
         assert (await shop.ready())[again].lane == "transactional"
         assert len(await shop.statuses()) == 1
+
+
+async def test_marketing_meta_did_not_deliver_is_not_tried_again_that_day(tmp_path: Path) -> None:
+    """The bot's next sale to that customer comes back in Meta's words and says until when, without a call; inside the
+    window that the customer then opens it goes."""
+    async with brand(tmp_path) as shop:
+        first = await shop.sends("autumn_sale")
+        await shop.has([first])
+        at = await shop.fails((await shop.ready())[first], 131049)
+        await shop.told(1)
+        second = await shop.sends("autumn_sale", "marketing_messages")
+        await shop.told(2)
+        told = await shop.statuses()
+        assert [(one["id"], one["errors"][0]["code"]) for one in told] == [(first, 131049), (second, 131049)]
+        assert time.strftime("Until %Y-%m-%dT%H:%M:%SZ", time.gmtime(at + 86_400)) in str(told[1]["errors"])
+        assert list(await shop.ready()) == [first]
+        await shop.writes("what is on sale?")
+        third = await shop.sends("autumn_sale")
+        await shop.has([third])
+        assert (await shop.ready())[third].lane == "campaign"

@@ -527,7 +527,7 @@ def test_every_field_of_a_customer_has_its_rule_for_when_two_become_one() -> Non
     moved = {"addresses", "claim", "moved_at", "is_linked", "order_key", "shown_to"}
     joined = {
         "seen_at", "heard_at", "taken", "windows", "known", "sends", "epoch", "wa_id", "bsuid", "holder", "language",
-        "sent_language", "replied", "consent", "former_bsuids", "older", "held",
+        "sent_language", "replied", "consent", "former_bsuids", "older", "held", "marketing_refused_at",
     }  # fmt: skip
     assert set(Customer.__struct_fields__) == moved | joined
     assert joined_consent([], []) == []
