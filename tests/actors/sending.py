@@ -225,7 +225,7 @@ def play(
     seed: int = 1,
     seconds: float = 20_000.0,
     rules: Rules | None = None,
-    real_seconds_max: float = 60.0,
+    cpu_seconds_max: float = 60.0,
 ) -> None:
     """Run one scene; fails when it does not come to its end."""
     done: list[bool] = []
@@ -239,7 +239,7 @@ def play(
             await sending.stop()
         done.append(True)
 
-    with Sim(seed=seed, real_seconds_max=real_seconds_max) as sim:
+    with Sim(seed=seed, cpu_seconds_max=cpu_seconds_max) as sim:
         cluster = SimulatedCluster(sim)
         sim.process("sender", main)
         while not done and sim.now < seconds and not sim.loop.failures:
