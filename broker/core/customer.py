@@ -44,7 +44,7 @@ from broker.core.customer_state import (
     unpack_wamid,
 )
 from broker.core.hours import compile_hours
-from broker.core.identity import address, is_customer, normalise_wa_id
+from broker.core.identity import address, group_of, is_customer, normalise_wa_id
 from broker.core.media_url import public_url_of
 from broker.core.moves import Append, Moved, Residence, next_look
 from broker.core.opaque import Opaque, derived_send_id, is_send_id, unwrap, wrap
@@ -660,7 +660,7 @@ class Turn:
         """Learn from a message that failed after Meta had accepted it. It is never sent again by itself: 131049, 130472
         and their like are about this recipient now, and whoever sent decides."""
         self._commands.append(Note("failed", str(code) if rule_of(code) is not None else "other"))
-        if code == OPTED_OUT.code:
+        if code == OPTED_OUT.code and is_customer(self._key):  # a group's is of one participant, not of the others
             self._change_consent(item, True, f"error:{code}", send_id)
         elif code == marketing_rest.CODE:
             self._rest(item)
@@ -1043,6 +1043,7 @@ class Turn:
             title=refusal.title,
             details=refusal.details,
             own=send.own,
+            group_id=group_of(self._key),
         )
         fact = f"st:{send.send_id}:failed"
         item = Item(

@@ -104,6 +104,12 @@ def group_key(portfolio: str, group_id: str) -> CustomerKey:
     return CustomerKey(f"{portfolio}:#group:{group_id}")
 
 
+def group_of(key: str) -> str:
+    """Return the id of the group a key names, "" when it names none."""
+    group_id = key.partition(":")[2]
+    return group_id.removeprefix("#group:") if group_id.startswith("#group:") else ""
+
+
 def account_key(portfolio: str, waba_id: str) -> CustomerKey:
     """Return the key of what concerns a WhatsApp Business Account and none of its numbers."""
     return CustomerKey(f"{portfolio}:#account:{waba_id}")

@@ -131,13 +131,16 @@ def failed(
     title: str,
     details: str,
     own: str | None,
+    group_id: str = "",
 ) -> bytes:
     """Return the body of a `failed` status in Meta's shape, for a send that never reached Meta or was refused by it.
 
     As Meta's: no contacts, the recipient as it was addressed, `message` equals `title`. `at` is Unix ms.
     """
     status: dict[str, Any] = {"id": message_id, "status": "failed", "timestamp": str(at // 1_000)}
-    if wa_id:
+    if group_id:
+        status |= {"recipient_id": group_id, "recipient_type": "group"}
+    elif wa_id:
         status["recipient_id"] = wa_id
     if bsuid:
         status["recipient_user_id"] = bsuid

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from broker.core import consent
 from broker.core.consent import CHANGES_MAX, Change, changed, plain, stopped
 from broker.core.customer_state import QUIET_AFTER_MS, Customer, is_forgotten, quieted
+from broker.core.identity import group_key
+from broker.core.opaque import wrap
+from schemas.ids import Sink
 from schemas.records import Item
 from schemas.settings import START_WORDS, STOP_WORDS
 from tests.core.conversation import (
@@ -25,6 +28,7 @@ from tests.core.conversation import (
     items,
     notes,
     outcome,
+    post,
     readies,
     request,
     send_id,
@@ -155,6 +159,28 @@ def test_what_meta_says_for_the_customer_counts() -> None:
         assert [change.source for change in story.customer.consent] == ["error:131050"]
         story.take(request("another", story.now, send_class="campaign", template="summer"))
         assert codes(story.commands) == [131050]
+
+
+def test_a_participant_who_takes_no_marketing_does_not_silence_a_group() -> None:
+    """Meta fails what is theirs of a message to the group; the others got it, and go on getting it."""
+    key = group_key("main", "Y2Fw")
+    line = wrap(send_id("offer"), Sink("bot"), key, None)
+    failed = {
+        "id": "wamid.G1", "status": "failed", "timestamp": "1790000000", "recipient_id": "Y2Fw",
+        "recipient_type": "group", "recipient_participant_id": PHONE, "biz_opaque_callback_data": line,
+        "errors": [{"code": 131050, "title": "User stopped marketing messages"}],
+    }  # fmt: skip
+    story = Story(key=key)
+    story.take(request("offer", story.now, send_class="campaign", template="summer"))
+    story.take(
+        outcome("offer", "accepted", story.now, lane="campaign", message_id="wamid.G1", wa_id=""), after_ms=1_000
+    )
+    ((keyed, item),) = items(post({"statuses": [failed]}, story.now), story.now)
+    assert keyed == key
+    story.take(item)
+    assert [each["status"] for each in delivered(story.commands)] == ["failed"]
+    story.take(request("another", story.now, send_class="campaign", template="summer"))
+    assert [ready.send_id for ready in readies(story.commands)] == [send_id("another")]
 
 
 def test_a_send_that_was_held_when_they_said_stop_does_not_go() -> None:

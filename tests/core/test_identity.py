@@ -11,6 +11,7 @@ from broker.core.identity import (
     check_portfolio,
     customer_key,
     group_key,
+    group_of,
     is_customer,
     mark_key,
     normalise_wa_id,
@@ -163,3 +164,10 @@ def test_the_wa_id_of_an_answer_is_the_one_webhooks_most_likely_carry(dialled: s
     """Listeners of a bot match on it; a reply's own address never changes."""
     assert whatsapp_id(dialled) == wa_id
     assert whatsapp_id(wa_id) == wa_id
+
+
+def test_a_groups_key_gives_its_id_back_and_no_other_key_does() -> None:
+    """A send to it that fails is reported on as Meta would: by the group's own id."""
+    assert group_of(group_key("main", "Y2:F=")) == "Y2:F="
+    for key in (number_key("main", "1065"), mark_key("main", "wamid.H"), customer_key("main", "15550001234", "")):
+        assert group_of(key) == ""
