@@ -26,7 +26,7 @@ from msgspec import Struct
 from broker import metrics
 from broker.clock import Clock
 from broker.core.breaker import BreakerLimits
-from broker.core.debounce import JOINED_BYTES_MAX, Debounce, gather
+from broker.core.debounce import ALONG, JOINED_BYTES_MAX, Debounce, behind, gather
 from broker.core.retry import Schedule, Trouble, Verdict, retry_after_s, verdict
 from broker.core.watermark import Watermark
 from broker.errors import LeaseRevoked, LogUnavailable
@@ -598,23 +598,23 @@ class Lane(Actor[Entry, Attempted | Unlisted | SetAside]):
         if debounce is None:
             return
         is_full = len(self.behind(debounce.events_max)) + 1 >= debounce.events_max
-        if is_full or self._debounce_of(_read(entry)) != debounce:
+        if is_full or self._behind(_read(entry)) not in (debounce, ALONG):
             self.wake_at(self.clock.monotonic())
 
-    def _debounce_of(self, event: DeliveryEvent | None) -> Debounce | None:
-        return None if event is None else self._partition.debounce_of(event)
+    def _behind(self, event: DeliveryEvent | None) -> Debounce | None:
+        return None if event is None else behind(event, self._partition.target.settings)
 
     def _gather(self) -> None:
         """Join what waits behind the event in hand when it is time; until then wait for more."""
         first, event = self._batch[0]
-        debounce = self._debounce_of(event)
+        debounce = self._partition.debounce_of(event)
         self._gathers = None
         if debounce is None or self._alone:
             self.begin(self._attempt())
             return
-        behind = [(entry, _read(entry)) for entry in self.behind(debounce.events_max - 1)]
+        waiting = [(entry, _read(entry)) for entry in self.behind(debounce.events_max - 1)]
         together, due_at = gather(
-            debounce, first.appended_at, ((entry.appended_at, self._debounce_of(more)) for entry, more in behind)
+            debounce, first.appended_at, ((entry.appended_at, self._behind(more)) for entry, more in waiting)
         )
         now = self.clock.now()
         if due_at > now:
@@ -623,7 +623,7 @@ class Lane(Actor[Entry, Attempted | Unlisted | SetAside]):
             self.wake_at(self.clock.monotonic() + wait_ms / 1_000)
             return
         size = 0
-        for entry, more in behind[: together - 1]:
+        for entry, more in waiting[: together - 1]:
             size += len(entry.value)
             if size > JOINED_BYTES_MAX or more is None:
                 break

@@ -957,6 +957,20 @@ def taken_requests(bot: Bot, customer: str) -> list[tuple[str, list[int]]]:
     return [(json.loads(each[0].body)["type"], [seen.number for seen in each]) for each in requests.values()]
 
 
+async def test_the_ticks_of_the_last_answer_do_not_cut_a_burst_in_two(world: World) -> None:
+    """They come while the customer types. One by itself is told at once."""
+    bot = await world.bot()
+    await world.deliver(target(bot, kind="standard"))
+    await world.append("a", 0, kind="status")
+    await until(lambda: bot.numbers("a") == [0])
+    words = RouteDebounce(1_000)
+    await world.append("a", 1, debounce=words)
+    await world.append("a", 2, kind="status")
+    await world.append("a", 3, debounce=words)
+    await until(lambda: bot.numbers("a") == [0, 1, 2, 3])
+    assert taken_requests(bot, "a") == [("whatsapp.status", [0]), ("whatsapp.batch", [1, 2, 3])]
+
+
 async def test_a_route_that_says_zero_is_stronger_than_its_sink(world: World) -> None:
     """The sink's own setting is for those of which no route said anything. It goes on to meet lists alone."""
     bot = await world.bot()

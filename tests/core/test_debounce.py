@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from broker.core.debounce import AT_ONCE, Debounce, Gathered, debounce_of, gather
+from broker.core.debounce import ALONG, AT_ONCE, Debounce, Gathered, behind, debounce_of, gather
 from schemas.records import DeliveryEvent, RouteDebounce, decode_delivery, encode
 from schemas.settings import SinkSettings
 
@@ -52,6 +52,25 @@ def test_an_event_that_is_to_be_joined_otherwise_ends_a_list_as_well() -> None:
     assert gather(OTHER, 1_000, [(1_100, OTHER), (1_200, RULE)]) == Gathered(2, AT_ONCE)
 
 
+def test_a_status_of_which_no_route_speaks_goes_along_and_makes_nobody_wait() -> None:
+    """The ticks of a bot's last answer come while its customer types, and would cut every burst in two."""
+    assert gather(RULE, 1_000, [(2_900, ALONG)]) == Gathered(2, 3_000)
+    assert gather(RULE, 1_000, [(1_200, ALONG), (1_500, RULE)]) == Gathered(3, 1_000)
+    assert gather(OTHER, 1_000, [(1_200, ALONG), (1_300, None)]) == Gathered(2, AT_ONCE)
+
+
+def event(kind: str, said: RouteDebounce | None = None) -> DeliveryEvent:
+    return DeliveryEvent("evt_1", kind, "1", "main:49", b"{}", 1, 2, debounce=said)
+
+
+def test_only_a_status_of_which_nobody_speaks_goes_along() -> None:
+    """A sink's own debounce holds for statuses, and so does what a route says of them."""
+    assert behind(event("status"), sink()) == ALONG
+    assert behind(event("message"), sink()) is None
+    assert behind(event("status"), sink(debounce_ms=700)) == Debounce(700, 7, 900)
+    assert behind(event("status", RouteDebounce(0)), sink()) is None
+
+
 def test_what_comes_behind_a_full_list_does_not_matter_to_it() -> None:
     """It begins the next one."""
     assert gather(RULE, 1_000, [(1_001, RULE), (1_002, RULE), (1_003, None)]) == Gathered(3, 1_000)
@@ -81,8 +100,8 @@ def test_nothing_is_joined_for_a_sink_that_takes_no_list() -> None:
 
 def test_an_event_written_before_routes_had_a_say_means_what_its_sink_is_set_to() -> None:
     """The log keeps seven days of them over an upgrade, and a downgrade reads the new ones."""
-    event = DeliveryEvent("evt_1", "message", "1", "main:49", b"{}", 1, 2)
-    assert b"debounce" not in encode(event)
-    assert decode_delivery(encode(event)).debounce is None
-    said = msgspec.structs.replace(event, debounce=RouteDebounce(0))
+    before = event("message")
+    assert b"debounce" not in encode(before)
+    assert decode_delivery(encode(before)).debounce is None
+    said = msgspec.structs.replace(before, debounce=RouteDebounce(0))
     assert decode_delivery(encode(said)) == said
