@@ -762,15 +762,13 @@ class Turn:
             return "expired", TOO_OLD
         if self._is_unwanted(send):
             return "consent", OPTED_OUT
-        closes_at = self._closes_at(send.phone_number_id)
         if not send.template and is_customer(self._key):
+            closes_at = self._closes_at(send.phone_number_id)
             if now >= closes_at:
                 return "window", WINDOW_CLOSED
             send.not_after = min(send.not_after, closes_at)
         elif rests_until := self._rests_until(send, now):
             return "resting", _resting(rests_until)
-        elif now < closes_at and self._rests_until(send, closes_at):  # it may go inside the window alone
-            send.not_after = min(send.not_after, closes_at)
         if (
             len(customer.sends) >= context.waiting_sends_max
             or sum(len(waiting.body) for waiting in customer.sends) + len(send.body) > WAITING_BYTES_MAX
@@ -820,6 +818,9 @@ class Turn:
         return (send.order_key if send is not None else "") or self._customer.order_key or self._key
 
     def _dispatch(self, send: Send, number: NumberFacts, body: bytes) -> None:
+        closes_at = self._closes_at(send.phone_number_id)
+        if self._now < closes_at and self._rests_until(send, closes_at):  # it may go inside the window alone
+            send.not_after = min(send.not_after, closes_at)
         ready = Ready(
             send_id=send.send_id,
             attempt=send.attempt,

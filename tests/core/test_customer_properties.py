@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from broker.core import dedupe, window
+from broker.core import dedupe, marketing_rest, window
 from broker.core.customer import Command, Deliver, Dispatch, Due, Event, Note, decide, next_due
 from broker.core.customer_state import Customer, life_of, pack, unpack
 from schemas.records import Item, Ready, SendOutcome, SendRequest, Settle
@@ -33,6 +34,7 @@ LIVES = ("", "taken", "accepted", "sent", "failed", "delivered", "read", "played
 STATUSES = ("sent", "delivered", "read", "played", "failed")
 CLASSES = ("otp", "reply", "transactional", "campaign")
 OUTCOMES = ("accepted", "refused", "expired", "in_doubt")
+CODES = (131026, marketing_rest.CODE)
 
 names = st.integers(0, 5)
 whiles = st.sampled_from((0, 1, 900, 5_000, 11_000, 61_000, 700_000, 30_000_000, window.WINDOW_MS))
@@ -47,6 +49,7 @@ class Asked(NamedTuple):
     of: int | None
     short: bool
     own: bool
+    presumed: bool
 
 
 class Wrote(NamedTuple):
@@ -63,6 +66,7 @@ class Status(NamedTuple):
     which: int
     what: Any
     line: bool
+    code: int
 
 
 class Reported(NamedTuple):
@@ -70,6 +74,7 @@ class Reported(NamedTuple):
 
     which: int
     what: Any
+    code: int
 
 
 class Looked(NamedTuple):
@@ -79,13 +84,47 @@ class Looked(NamedTuple):
 
 
 moves = st.one_of(
-    st.builds(Asked, names, st.sampled_from(CLASSES), st.booleans(), st.none() | names, st.booleans(), st.booleans()),
+    st.builds(
+        Asked, names, st.sampled_from(CLASSES), st.booleans(), st.none() | names, st.booleans(), st.booleans(),
+        st.booleans(),
+    ),
     st.builds(Wrote, names, st.sampled_from((0, 1_000, -400_000, 90_000_000)), st.none() | names),
-    st.builds(Status, st.integers(0, 20), st.sampled_from(STATUSES), st.booleans()),
-    st.builds(Reported, st.integers(0, 20), st.sampled_from(OUTCOMES)),
+    st.builds(Status, st.integers(0, 20), st.sampled_from(STATUSES), st.booleans(), st.sampled_from(CODES)),
+    st.builds(Reported, st.integers(0, 20), st.sampled_from(OUTCOMES), st.sampled_from(CODES)),
     st.builds(Looked, st.booleans()),
-)
+)  # fmt: skip
 histories = st.lists(st.tuples(moves, whiles), max_size=40)
+
+writes = st.builds(Wrote, names, st.just(0), st.none())
+presumed = st.one_of(
+    st.builds(
+        Asked, names, st.sampled_from(CLASSES), st.just(True), st.none(), st.booleans(), st.just(False), st.just(True)
+    ),
+    st.builds(Reported, st.integers(0, 20), st.sampled_from(("in_doubt", "accepted")), st.just(CODES[0])),
+    st.builds(Looked, st.booleans()),
+    writes,
+)
+templates = st.lists(st.tuples(presumed, whiles), max_size=20)
+"""Of templates nobody named the class of, and of doubts about them."""
+
+resting = st.one_of(
+    st.builds(
+        Asked,
+        names,
+        st.just("campaign"),
+        st.just(True),
+        st.none() | names,
+        st.just(False),
+        st.just(False),
+        st.just(True),
+    ),
+    st.builds(Reported, st.integers(0, 20), st.sampled_from(("refused", "accepted")), st.just(marketing_rest.CODE)),
+    writes,
+)
+sales = st.lists(
+    st.tuples(resting, st.sampled_from((0, 60_000, 3_600_000, window.WINDOW_MS // 2, window.WINDOW_MS))), max_size=20
+)
+"""Of marketing alone, which Meta refuses as too much, or does not."""
 
 
 class Played(NamedTuple):
@@ -126,19 +165,20 @@ def _event(move: Any, story: Story, handed: list[Ready], passed: int) -> Event |
         return message(f"in {move.name}", now - move.late_ms, received_at=now, **content)
     if isinstance(move, Asked):
         body = None if move.of is None else {"type": "text", "context": {"message_id": send_id(f"send {move.of}")}}
-        return request(
+        asked = request(
             f"send {move.name}", now, send_class=move.send_class, template="t" if move.template else "", body=body,
             not_after=now + 20_000 if move.short else 0, own="mine" if move.own else None,
         )  # fmt: skip
+        return replace(asked, class_presumed=move.presumed and move.template)
     if not handed:
         return None
     ready = handed[move.which % len(handed)]
     (name,) = (f"send {number}" for number in range(6) if send_id(f"send {number}") == ready.send_id)
     own_wamid = wamid(f"{name} {ready.attempt}") if ready.attempt > 1 else wamid(name)
     if isinstance(move, Status):
-        return status(name, move.what, now, message_id=own_wamid, line=None if move.line else "")
+        return status(name, move.what, now, message_id=own_wamid, line=None if move.line else "", code=move.code)
     return outcome(
-        name, move.what, now, attempt=ready.attempt, lane=ready.lane, code=131026 if move.what == "refused" else 0,
+        name, move.what, now, attempt=ready.attempt, lane=ready.lane, code=move.code if move.what == "refused" else 0,
         message_id=own_wamid,
     )  # fmt: skip
 
@@ -221,18 +261,20 @@ def test_a_sends_life_never_goes_back(history: list[tuple[Any, int]]) -> None:
 
 
 @relaxed
-@given(histories)
+@given(histories | templates)
 def test_every_doubt_is_answered(history: list[tuple[Any, int]]) -> None:
-    """Its sender holds the customer's lane until it hears: it is settled, or the next attempt comes, at some time."""
+    """Its sender holds the customer's lane until it hears there: it is settled, or the next attempt comes, at some
+    time."""
     played = drained(play(history))
     for place, one in enumerate(played):
         if not (isinstance(one.event, SendOutcome) and one.event.outcome == "in_doubt"):
             continue
         doubt = one.event
         later = all_of(played[place:])
-        settled = any(settle.send_id == doubt.send_id for settle in settles(later))
+        settled = any((settle.send_id, settle.lane) == (doubt.send_id, doubt.lane) for settle in settles(later))
         repeated = any(
-            ready.send_id == doubt.send_id and ready.attempt > doubt.attempt for ready in readies(all_of(played))
+            (ready.send_id, ready.lane) == (doubt.send_id, doubt.lane) and ready.attempt > doubt.attempt
+            for ready in readies(all_of(played))
         )
         assert settled or repeated
     if played:
@@ -289,6 +331,22 @@ def test_nothing_free_form_is_handed_over_outside_the_window(history: list[tuple
             assert one.at < ready.not_after
             if not ready.template:
                 assert ready.not_after <= opened_at + window.WINDOW_MS - CONTEXT.window_margin_ms
+
+
+@relaxed
+@given(sales)
+def test_no_marketing_is_handed_over_while_it_rests_but_inside_the_window(history: list[tuple[Any, int]]) -> None:
+    """New, held or repeated: each would be a call that fails, and counts against the account. Nor may it wait until the
+    window has closed."""
+    for one in play(history):
+        refused_at = one.customer.marketing_refused_at
+        for ready in readies(one.commands):
+            if not (refused_at and ready.template and ready.send_class == "campaign"):
+                continue
+            closes_at = window.closes_at(one.customer.windows.get(NUMBER, 0), CONTEXT.window_margin_ms)
+            ends_at = refused_at + CONTEXT.marketing_rest_ms
+            assert one.at >= ends_at or one.at < closes_at
+            assert one.at >= ends_at or ready.not_after <= closes_at or closes_at >= ends_at
 
 
 @relaxed

@@ -146,6 +146,20 @@ def test_what_was_held_when_it_began_does_not_go() -> None:
     assert codes(story.commands) == [CODE]
 
 
+def test_what_was_held_and_goes_inside_the_window_goes_no_later_than_that() -> None:
+    """It was asked for when nothing rested, so its own time is longer than the window has left."""
+    story = Story()
+    story.writes()
+    closes_at = story.now + WINDOW_MS - CONTEXT.window_margin_ms
+    story.take(offer("first", story.now))
+    story.take(offer("other", story.now))
+    quoting = {"type": "template", "template": {}, "context": {"message_id": send_id("first")}}
+    story.take(offer("second", story.now + 1_000, body=quoting), after_ms=1_000)
+    story.take(outcome("other", "refused", story.now, lane="campaign", code=CODE))
+    (ready,) = readies(story.take(outcome("first", "accepted", story.now, lane="campaign")))
+    assert (ready.send_id, ready.not_after) == (send_id("second"), closes_at)
+
+
 def test_a_doubt_is_not_ended_by_trying_while_it_rests() -> None:
     """A second attempt is a call like any other; whoever sent is told that the fate of the first is not known."""
     story = Story()
