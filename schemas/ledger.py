@@ -53,6 +53,14 @@ class Doubt(Struct, frozen=True, array_like=True):
     attempt: int
 
 
+class Withdrawn(Struct, frozen=True, array_like=True):
+    """A send that is not to begin any more, up to this attempt, though its record may still be read: until `until`."""
+
+    send_id: str
+    attempt: int
+    until: int
+
+
 class Debt(Struct, frozen=True, array_like=True):
     """What a number owes a customer (`broker.core.pacing.PairDebt`), in Unix ms."""
 
@@ -78,19 +86,20 @@ class Behind(Struct, frozen=True, array_like=True):
 
 class Written(Struct, frozen=True, array_like=True, tag="step"):
     """One step. `lifted` are doubts that are over. `done`: for each lane the runs of done offsets above its position,
-    and `behind`, only when they did not fit the step's memo."""
+    and `behind`, only when they did not fit the step's memo. `withdrawn` are those heard of since the step before."""
 
     answers: list[Answer]
     lifted: list[Doubt]
     intents: list[Intent]
     done: dict[Lane, bytes] = {}
     behind: list[Behind] = []
+    withdrawn: list[Withdrawn] = []
 
 
 class Snapshot(Struct, frozen=True, array_like=True, tag="snapshot"):
-    """What is open as of its step; debts and doubts follow in parts. `recent`: 8 bytes for each attempt done lately, so
-    that a repetition is known. `tiers`: throughput in messages a second of numbers that Meta has upgraded; it is told
-    once, and the log of accounts forgets."""
+    """What is open as of its step; debts, doubts and withdrawn sends follow in parts. `recent`: 8 bytes for each
+    attempt done lately, so that a repetition is known. `tiers`: throughput in messages a second of numbers that Meta
+    has upgraded; it is told once, and the log of accounts forgets."""
 
     at: int
     intents: list[Intent]
@@ -101,10 +110,12 @@ class Snapshot(Struct, frozen=True, array_like=True, tag="snapshot"):
 
 
 class Part(Struct, frozen=True, array_like=True, tag="part"):
-    """More of a snapshot, which stands right before it: so no record grows beyond bounds."""
+    """More of a snapshot, or of a step's withdrawn sends, which stands right before it: so no record grows beyond
+    bounds."""
 
     debts: list[Debt]
     doubts: list[Doubt]
+    withdrawn: list[Withdrawn] = []
 
 
 LedgerRecord = Written | Snapshot | Part

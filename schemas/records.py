@@ -111,7 +111,8 @@ class SendRequest(Struct, tag="send", frozen=True, omit_defaults=True):
 class SendOutcome(Struct, tag="outcome", frozen=True, omit_defaults=True):
     """What came of one attempt of a send, reported by its sender.
 
-    "accepted": Meta took it, `wamid` is its id. "refused": it was not sent and will not be, `code` says why.
+    "accepted": Meta took it, `wamid` is its id. "refused": it was not sent and will not be, `code` says why;
+    131050 without `called_at`: it was withdrawn.
     "expired": it was too late to send. "in_doubt": the call began and its answer is not known (or an owner died
     between the intent and the answer). `body` is Graph's answer where there was one.
     """
@@ -225,7 +226,23 @@ class NumberFault(Struct, tag="fault", frozen=True, omit_defaults=True):
     lane: Lane = "reply"
 
 
-SendsRecord = Ready | Settle | NumberFault
+class Withdraw(Struct, tag="withdraw", frozen=True, omit_defaults=True):
+    """A send is not to begin any more: its customer said that they want no marketing. `attempt`: this one and those
+    before it. What has begun is not touched; else its outcome is "refused" with 131050.
+
+    On `sends.reply`, where it is read at once, while the send may wait in another lane's log for hours: it may be read
+    before the send or after it. `not_after`: the send's own, which is never 0; later there is nothing to withdraw.
+    """
+
+    send_id: str
+    attempt: int
+    phone_number_id: str
+    customer: str
+    not_after: int
+    lane: Lane = "reply"
+
+
+SendsRecord = Ready | Settle | NumberFault | Withdraw
 
 
 class RouteDebounce(Struct, frozen=True, omit_defaults=True):
@@ -315,6 +332,7 @@ Record = (
     | Ready
     | Settle
     | NumberFault
+    | Withdraw
     | DeliveryEvent
     | InboundDigest
     | DeadLetter

@@ -10,9 +10,10 @@ import pytest
 from broker import inspect
 from broker.core.consent import Change
 from broker.core.customer_state import Customer, Known, pack, pack_send_id, pack_wamid
+from broker.core.opaque import derived_send_id
 from broker.log.contract import Entry
 from broker.masking import Masking
-from schemas.records import DeadLetter, Item, encode
+from schemas.records import DeadLetter, Item, Withdraw, encode
 
 NUMBER = "4915550001234"
 MASKING = Masking()
@@ -64,6 +65,14 @@ def test_what_steers_a_terminal_is_escaped(bad: str) -> None:
         inspect.as_line(entry(letter(f"begin {bad} end".encode(), f"begin {bad} end"), bad.encode()), MASKING),
     ):
         assert line.isprintable()
+
+
+def test_a_withdrawal_on_a_lane_is_readable_and_its_customer_masked() -> None:
+    """Who asks why a campaign's message did not go finds it with `depesche tail sends.reply`."""
+    withdraw = Withdraw(derived_send_id("tests", "offer"), 1, "106540352242922", f"main:{NUMBER}", 1_700_000_000_000)
+    line = inspect.as_line(entry(encode(withdraw)), MASKING)
+    assert f" withdraw send_id={withdraw.send_id} attempt=1 " in line
+    assert NUMBER not in line
 
 
 def test_a_text_of_several_lines_is_a_text() -> None:

@@ -626,7 +626,7 @@ class SlotOwner:
         step = Step(
             position=position,
             derived=[
-                (sends(forward.lane), Draft(forward.ready.customer.encode(), encode(forward.ready), forward.slot))
+                (sends(forward.lane), Draft(forward.record.customer.encode(), encode(forward.record), forward.slot))
                 for forward in plan.forwards
             ],
             changes=[(key, encode_ledger(record)) for key, record in zip(keys, plan.records, strict=True)],

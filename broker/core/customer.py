@@ -59,6 +59,7 @@ from schemas.records import (
     ConversationRecord,
     DeliveryEvent,
     DeliveryFailed,
+    Handover,
     Item,
     Lane,
     NumberFault,
@@ -68,6 +69,7 @@ from schemas.records import (
     SendOutcome,
     SendRequest,
     Settle,
+    Withdraw,
     decode_delivery,
     encode,
 )
@@ -214,7 +216,7 @@ class Dispatch(Struct, frozen=True, gc=False):
     """Append to the number's lane at this slot."""
 
     slot: int
-    record: Ready | Settle | NumberFault
+    record: Ready | Settle | NumberFault | Withdraw
 
 
 class Deliver(Struct, frozen=True, gc=False):
@@ -328,6 +330,8 @@ def decide(
                 residence.give_back(arrival)
             else:
                 _see(residence.customer, arrival.record, now)
+        elif type(arrival.record) is Handover:  # one of the two keys may have said stop, and sends of the other wait
+            Turn(residence.customer, key, context, now, commands, key).withdraw()
         _tell(residence, commands)
     _tell(residence, commands)
     if kind is Due:
@@ -492,6 +496,21 @@ class Turn:
         if changes != self._customer.consent:
             self._customer.consent = changes
             self._commands.append(Note("consent", "stop" if stopped else "resume"))
+            self.withdraw(besides=proof)
+
+    def withdraw(self, besides: str = "") -> None:
+        """Tell senders not to begin what waits there and is not wanted any more. They may have begun: what comes of it
+        is reported as ever. `besides`: the send whose failure told us of the stop. A send in doubt is not sent again
+        by us (`_presume`), and one that is held is refused when it would leave (`_admit`)."""
+        for send in self._customer.sends:
+            if not send.attempt or send.doubt_until or send.withdrawn >= send.attempt or send.send_id == besides:
+                continue
+            number = self._context.numbers.get(send.phone_number_id)
+            if number is not None and self._is_unwanted(send):
+                send.withdrawn = send.attempt
+                who = self._order_key(send)
+                record = Withdraw(send.send_id, send.attempt, send.phone_number_id, who, send.not_after)
+                self._commands.append(Dispatch(number.slot, record))
 
     def _is_unwanted(self, send: Send) -> bool:
         """Whether a send is marketing to somebody who does not want any."""
@@ -900,6 +919,8 @@ class Turn:
                 refusal = Refusal(outcome.code or OUTCOME_UNKNOWN.code, outcome.title or "Refused", outcome.details)
                 if outcome.code == WINDOW_CLOSED.code:
                     self._close_window(outcome.phone_number_id, outcome.called_at or outcome.at)
+                elif outcome.code == OPTED_OUT.code and not outcome.called_at:  # withdrawn: nobody said anything new
+                    refusal = refusal if outcome.attempt == 1 else OUTCOME_UNKNOWN  # the first one may have arrived
                 elif outcome.code == OPTED_OUT.code:  # said to Meta at a time we heard nothing of
                     self._change_consent(outcome, True, f"error:{outcome.code}", outcome.send_id)
                 elif outcome.code == marketing_rest.CODE:

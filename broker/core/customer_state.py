@@ -72,6 +72,8 @@ class Send(Struct, array_like=True, gc=False):
     """What it was handed over under, where its customer has moved since."""
     other_lane: Lane | None = None
     """Where it does not go in the lane of its class (`template_class.by_window`)."""
+    withdrawn: int = 0
+    """The attempt that its sender was told not to begin, because the customer said stop; 0: none."""
 
     @property
     def lane(self) -> Lane:

@@ -115,6 +115,7 @@ class Send:
         "intended_at",
         "is_settled",
         "is_timed",
+        "is_withdrawn",
         "lane",
         "offset",
         "phase",
@@ -133,6 +134,7 @@ class Send:
         self.tries = 0
         self.is_settled = False
         self.is_timed = False
+        self.is_withdrawn = False
         self.template = template_of(ready)
 
     @property
@@ -292,6 +294,19 @@ class NumberSender:
         self._park(customer, None, conversation, conversation.debt.free_at)
         return dropped
 
+    def withdraw(self, send: Send) -> bool:
+        """Let a send not begin any more. Return whether it was taken from its queue: it lands once that is reported.
+        One that is intended will get no permit; when it comes back to its queue, this is to be asked again."""
+        send.is_withdrawn = True
+        if send.phase is not Phase.QUEUED:
+            return False
+        conversation = self._conversations[send.ready.customer]
+        conversation.queues[send.lane].remove(send)
+        self._count_held_back(conversation)
+        self._rouse(send.ready.customer)
+        send.phase = Phase.LANDING
+        return True
+
     def is_doubtful(self, send: Send) -> bool:
         """Whether the doubt about this send still holds its customer's lane."""
         conversation = self._conversations.get(send.ready.customer)
@@ -352,7 +367,7 @@ class NumberSender:
 
         `asked_at`: monotonic seconds since when it waits for this. `is_held`: whether the lease is HELD.
         """
-        if send.phase is not Phase.INTENDED or send.is_settled or not is_held:
+        if send.phase is not Phase.INTENDED or send.is_settled or send.is_withdrawn or not is_held:
             return Permit.VOID
         if now.monotonic - send.intended_at > INTENT_S_MAX:
             return Permit.VOID

@@ -9,7 +9,7 @@ a crash at any point leaves an intent without an answer, which the next owner re
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from broker.core.outcome import PAIR_LIMIT, Verdict
 from broker.core.pacing import NO_DEBT, PairDebt, carried, pair_spent, pair_struck
 from broker.core.sender import Instant, NumberSender, Send
 from broker.core.watermark import Watermark
+from broker.core.withdrawals import Withdrawals
 from schemas.ledger import (
     Answer,
     Behind,
@@ -31,11 +32,12 @@ from schemas.ledger import (
     Memo,
     Part,
     Snapshot,
+    Withdrawn,
     Written,
     decode_memo,
     encode_memo,
 )
-from schemas.records import InboundDigest, Lane, NumberFault, Ready, SendOutcome, Settle
+from schemas.records import InboundDigest, Lane, NumberFault, Ready, SendOutcome, SendsRecord, Settle, Withdraw
 
 MEMO_BYTES_MAX = 60_000
 """What the runs of three lanes may take beside the position, of the engine's 64 kB. More goes into the ledger: a run
@@ -51,13 +53,20 @@ RECENT_MAX = 16_384
 """Attempts remembered after they are done, for a record that is appended twice: 16 s of a number at 1,000 mps."""
 
 PART_MAX = 5_000
-"""Debts or doubts in one record of a snapshot: some 500 kB."""
+"""Debts, doubts or withdrawn sends in one record of a snapshot: some 500 kB."""
 
 PENDING_MAX = 10_000
 """Sends of one lane in memory, by default."""
 
 BODY_BYTES_MAX = 8_192
 """What a report repeats of Graph's answer."""
+
+
+WITHDRAWN = Refusal(
+    131050,
+    "User stopped marketing messages",
+    "The customer said, while this message waited, that they want no marketing messages of this business.",
+)
 
 
 class Report(NamedTuple):
@@ -77,11 +86,11 @@ class Report(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """A send of a number that lives at another slot: the step appends it there and is done with it here."""
+    """What concerns a number that lives at another slot: the step appends it there and is done with it here."""
 
     lane: Lane
     slot: int
-    ready: Ready
+    record: Ready | Withdraw
 
 
 class Left(NamedTuple):
@@ -94,11 +103,13 @@ class Left(NamedTuple):
 
 
 class Late(NamedTuple):
-    """A send that is over without a call: too late ("expired"), or of a kind Meta would refuse."""
+    """A send that is over without a call: too late ("expired"), of a kind Meta would refuse, or withdrawn. The last
+    needs no intent that keeps it from going out once that was said: the ledger has it as withdrawn."""
 
     send: Send
     outcome: Literal["expired", "refused"]
     refusal: Refusal | None = None
+    is_withdrawn: bool = False
 
 
 class Plan(NamedTuple):
@@ -113,6 +124,7 @@ class Plan(NamedTuple):
     intents: list[Intent]
     answers: int
     lifted: int
+    withdrawn: int
     moves: int
 
 
@@ -178,6 +190,7 @@ class Slot:
         self._lifted: list[Doubt] = []
         self._forwards: list[Forward] = []
         self._late: list[Late] = []
+        self._withdrawals = Withdrawals()
         self._tiers: dict[str, int] = {}
         self._moves = 0
         self._moves_written = 0
@@ -191,6 +204,7 @@ class Slot:
         of before are said again, since whoever decides them may have done so while nobody listened here."""
         folded = _fold(records, now.wall)
         self._recent = folded.recent
+        self._withdrawals = Withdrawals(folded.withdrawn)
         done = decode_memo(memo) if memo else Memo({})
         for lane, offset in offsets.items():
             runs = done.done if done.fits else folded.done
@@ -226,7 +240,7 @@ class Slot:
 
     # What comes in
 
-    def take(self, lane: Lane, offset: int, record: Ready | Settle | NumberFault, now: Instant) -> Report | None:
+    def take(self, lane: Lane, offset: int, record: SendsRecord, now: Instant) -> Report | None:
         """Take one record of a lane's log. Return a report when it cannot be sent at all.
 
         A number's first attempts beyond its share are left in the log. What ends doubts, second attempts and settles,
@@ -240,6 +254,10 @@ class Slot:
             return None
         if isinstance(record, Settle):
             self._settle(lane, offset, record, now)
+            return None
+        if isinstance(record, Withdraw):
+            self._withdraw(lane, record)
+            self._complete(lane, offset, "")
             return None
         number = self.numbers.get(record.phone_number_id)
         if number is None:
@@ -274,7 +292,7 @@ class Slot:
             return True
         return number is not None and not self._has_room(left.lane, number, self._share)
 
-    def retake(self, left: Left, offset: int, record: Ready | Settle | NumberFault, now: Instant) -> Report | None:
+    def retake(self, left: Left, offset: int, record: SendsRecord, now: Instant) -> Report | None:
         """Take one record of a stretch that was left; those of others pass. As `take`."""
         name = left.phone_number_id
         backlog = self._backlogs.get((left.lane, name))
@@ -395,6 +413,8 @@ class Slot:
         learned = report.learned
         if report.is_again:
             return
+        ended = report.intent if report.send is None else report.send.ready
+        was_withdrawn = ended is not None and self._withdrawals.end(ended.send_id, ended.attempt)
         if report.send is not None:
             number = self._number(report.send)
             if learned == "doubt" and not number.is_doubtful(report.send):
@@ -406,6 +426,8 @@ class Slot:
             self._recent.add(ready.send_id, ready.attempt)
             if report.intent is None and ready.attempt > 1:
                 self._lift(ready.send_id)
+            if report.intent is None and was_withdrawn:
+                self._answers.append(Answer(ready.send_id, ready.attempt, "done", 0))
         if report.intent is not None:
             intent = report.intent
             self._recent.add(intent.send_id, intent.attempt)
@@ -417,7 +439,8 @@ class Slot:
     @property
     def has_news(self) -> bool:
         """Whether a step would write something, apart from new intents."""
-        return bool(self._answers or self._lifted or self._forwards or self._late or self._moves != self._moves_written)
+        has_moved = self._moves != self._moves_written  # as with every withdrawal
+        return bool(self._answers or self._lifted or self._forwards or self._late or has_moved)
 
     def plan(self, now: Instant, *, may_intend: bool, is_snapshot_due: bool) -> Plan | None:
         """Return the next step, None when there is nothing to write. `written` or `undone` must follow."""
@@ -437,15 +460,15 @@ class Slot:
                 now.wall,
                 send.is_mark,
             )
-            for send in (*sends, *(late.send for late in self._late))
+            for send in (*sends, *(late.send for late in self._late if not late.is_withdrawn))
         ]
-        answers, lifted = list(self._answers), list(self._lifted)
+        answers, lifted, withdrawn = list(self._answers), list(self._lifted), self._withdrawals.news()
         runs = {lane: mark.to_bytes(RUNS_BYTES_MAX) for lane, mark in self._marks.items()}
         behind = [backlog.written(lane, name, RUNS_BYTES_MAX) for (lane, name), backlog in self._backlogs.items()]
         sizes = [*map(len, runs.values()), *(BEHIND_BYTES + len(each.runs) for each in behind)]
         fits = sum(sizes) <= MEMO_BYTES_MAX
-        written = Written(answers, lifted, intents, {} if fits else runs, [] if fits else behind)
-        records: list[LedgerRecord] = [written]
+        written = Written(answers, lifted, intents, {} if fits else runs, [] if fits else behind, withdrawn[:PART_MAX])
+        records: list[LedgerRecord] = [written, *_parts_of(withdrawn[PART_MAX:])]
         if is_snapshot_due:
             records = self._snapshot(written, now)
         return Plan(
@@ -458,6 +481,7 @@ class Slot:
             intents,
             len(answers),
             len(lifted),
+            len(withdrawn),
             self._moves,
         )
 
@@ -468,6 +492,7 @@ class Slot:
         del self._lifted[: plan.lifted]
         del self._forwards[: len(plan.forwards)]
         del self._late[: len(plan.late)]
+        self._withdrawals.written(plan.withdrawn)
         self._moves_written = plan.moves
         return [self._report_late(late, now) for late in plan.late]
 
@@ -475,6 +500,7 @@ class Slot:
         """Take back a step of which nothing was written."""
         for send in plan.sends:
             self._number(send).void(send, now)
+            self._end_if_withdrawn(send)
 
     # Inside
 
@@ -536,6 +562,8 @@ class Slot:
         send = Send(ready, lane, offset)
         self._known[ready.send_id] = send
         number.put(send)
+        if self._withdrawals.covers(ready):
+            self._end_withdrawn(send)
 
     def _is_known(self, ready: Ready) -> bool:
         """Whether this attempt, or a later one, was taken before: queued, under way, in doubt or done."""
@@ -555,6 +583,31 @@ class Slot:
             if dropped is not None:
                 self.landed(Report(settle.customer, None, "done", lane, dropped.offset, dropped, None), now)
         self._complete(lane, offset, settle.phone_number_id)
+
+    def _withdraw(self, lane: Lane, withdraw: Withdraw) -> None:
+        """Let a send not begin any more, wherever it is: queued, on its way back to its queue, or not read so far."""
+        if withdraw.phone_number_id not in self.numbers:
+            place = self._places.get(withdraw.phone_number_id)
+            if place is not None:
+                self._forwards.append(Forward(lane, place.slot, withdraw))
+            return
+        attempt = (withdraw.send_id, withdraw.attempt)
+        doubt, send = self._doubts.get(withdraw.send_id), self._known.get(withdraw.send_id)
+        is_lost = attempt in self._open and send is None
+        if is_lost or attempt in self._recent or (doubt is not None and doubt.attempt >= withdraw.attempt):
+            return  # done or in doubt, here or with an owner before
+        self._withdrawals.add(withdraw)
+        if send is not None and self._withdrawals.covers(send.ready):
+            self._end_withdrawn(send)
+
+    def _end_withdrawn(self, send: Send) -> None:
+        if self._number(send).withdraw(send):
+            self._late.append(Late(send, "refused", WITHDRAWN, is_withdrawn=True))
+
+    def _end_if_withdrawn(self, send: Send) -> None:
+        """End a send that came back to its queue and was withdrawn meanwhile."""
+        if send.is_withdrawn:
+            self._end_withdrawn(send)
 
     def _lift(self, send_id: str) -> None:
         doubt = self._doubts.get(send_id)
@@ -602,6 +655,7 @@ class Slot:
     def _back(self, send: Send, *, is_struck: bool) -> None:
         self._answers.append(Answer(send.ready.send_id, send.ready.attempt, "back", send.called_at, is_struck))
         send.called_at = 0
+        self._end_if_withdrawn(send)
 
     def _report(
         self,
@@ -687,6 +741,7 @@ class Slot:
             head,
             *(Part(debts[at : at + PART_MAX], []) for at in range(0, len(debts), PART_MAX)),
             *(Part([], held[at : at + PART_MAX]) for at in range(0, len(held), PART_MAX)),
+            *_parts_of(self._withdrawals.kept(now.wall)),
         ]
 
 
@@ -696,6 +751,10 @@ def _number_of(report: Report) -> str:
     if report.intent is not None:
         return report.intent.phone_number_id
     return "" if report.outcome is None else report.outcome.phone_number_id
+
+
+def _parts_of(withdrawn: Sequence[Withdrawn]) -> Iterator[Part]:
+    return (Part([], [], list(withdrawn[at : at + PART_MAX])) for at in range(0, len(withdrawn), PART_MAX))
 
 
 def carried_to_wall(debt: PairDebt, now: Instant) -> PairDebt:
@@ -746,6 +805,7 @@ class _Folded(NamedTuple):
     done: dict[Lane, bytes]
     tiers: dict[str, int]
     behind: list[Behind]
+    withdrawn: dict[str, Withdrawn]
 
 
 def _fold(records: Iterable[LedgerRecord], now: int) -> _Folded:
@@ -758,22 +818,27 @@ def _fold(records: Iterable[LedgerRecord], now: int) -> _Folded:
     done: dict[Lane, bytes] = {}
     tiers: dict[str, int] = {}
     behind: list[Behind] = []
+    withdrawn: dict[str, Withdrawn] = {}
     for record in records:
         match record:
             case Snapshot():
                 opened = {(intent.send_id, intent.attempt): intent for intent in record.intents}
                 doubts, debts, recent, done = {}, {}, Recent(record.recent), record.done
-                tiers, behind = record.tiers, record.behind
+                tiers, behind, withdrawn = record.tiers, record.behind, {}
             case Part():
                 doubts |= {doubt.send_id: doubt for doubt in record.doubts}
+                withdrawn |= {each.send_id: each for each in record.withdrawn}
                 for debt in record.debts:
                     owed = PairDebt(debt.since, debt.count, debt.free_at, debt.strikes, debt.struck_at)
                     debts[debt.phone_number_id, debt.customer] = owed
             case Written():
                 done, behind = record.done, record.behind
+                withdrawn |= {each.send_id: each for each in record.withdrawn}
                 for answer in record.answers:
                     if answer.learned != "back":
                         recent.add(answer.send_id, answer.attempt)
+                        if answer.send_id in withdrawn and answer.attempt >= withdrawn[answer.send_id].attempt:
+                            del withdrawn[answer.send_id]
                     intent = opened.get((answer.send_id, answer.attempt))
                     if intent is not None and answer.called_at and not intent.is_mark:
                         who = (intent.phone_number_id, intent.customer)
@@ -784,4 +849,4 @@ def _fold(records: Iterable[LedgerRecord], now: int) -> _Folded:
         if not intent.is_mark:
             who = (intent.phone_number_id, intent.customer)
             debts[who] = pair_spent(debts.get(who, NO_DEBT), max(now, intent.at))
-    return _Folded(opened, doubts, debts, recent, done, tiers, behind)
+    return _Folded(opened, doubts, debts, recent, done, tiers, behind, withdrawn)

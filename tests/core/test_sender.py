@@ -26,7 +26,7 @@ from schemas.ledger import (
     decode_ledger,
     encode_ledger,
 )
-from schemas.records import LANES, InboundDigest, Lane, Ready, Settle
+from schemas.records import LANES, InboundDigest, Lane, Ready, SendsRecord, Settle, Withdraw
 
 NUMBER = "106540352242922"
 WALL = 1_700_000_000_000
@@ -464,7 +464,7 @@ class World:
         self.retaken = 0
         self.seconds = 0.0
         self.wall_step_ms = 0
-        self.logs: dict[Lane, list[Ready | Settle]] = {lane: [] for lane in LANES}
+        self.logs: dict[Lane, list[SendsRecord]] = {lane: [] for lane in LANES}
         self.ledger: list[bytes] = []
         self.offsets: dict[Lane, int] = {}
         self.memo = b""
@@ -473,6 +473,11 @@ class World:
         self.maybe: list[tuple[str, int]] = []
         self.doubted: dict[str, Ready] = {}
         self.readies: dict[str, Ready] = {}
+        self.unwanted: dict[tuple[str, int], None] = {}
+        """Attempts whose withdrawal this owner of the slot, or a step of one before, has read."""
+        self.unwanted_for_good: dict[tuple[str, int], None] = {}
+        self.withdrawn: set[tuple[str, int]] = set()
+        """Attempts that were reported as withdrawn."""
         self.start()
 
     @property
@@ -486,6 +491,7 @@ class World:
         records: list[LedgerRecord] = [decode_ledger(value) for value in self.ledger]
         self.reports: list[Report] = self.slot.begin(records, self.offsets, self.memo, self.now)
         self.read = {lane: self.offsets.get(lane, 0) for lane in LANES}
+        self.unwanted = dict(self.unwanted_for_good)
         self.intended: list[Send] = []
         self.called: list[Send] = []
 
@@ -506,6 +512,15 @@ class World:
         self.readies[name] = record
         self.logs[lane] += [record] * self.rng.choice([1, 1, 1, 2])
 
+    def withdraw(self) -> None:
+        """A customer says stop: the customer stage withdraws a send it has not heard of, whatever became of it. Its
+        record may not stand in its log when the withdrawal is read: another partition's step is slower."""
+        waiting = [record for name, record in self.readies.items() if name not in self.outcomes]
+        if waiting and self.rng.random() < 0.3:
+            record = self.rng.choice(waiting)
+            not_after = record.not_after or WALL + 10**9
+            self.logs["reply"].append(Withdraw(record.send_id, record.attempt, NUMBER, record.customer, not_after))
+
     def fetch(self) -> None:
         """Read some of the logs."""
         for lane in LANES:
@@ -513,7 +528,10 @@ class World:
                 if self.read[lane] < len(self.logs[lane]):
                     offset = self.read[lane]
                     self.read[lane] += 1
-                    report = self.slot.take(lane, offset, self.logs[lane][offset], self.now)
+                    record = self.logs[lane][offset]
+                    report = self.slot.take(lane, offset, record, self.now)
+                    if isinstance(record, Withdraw):
+                        self.unwanted[record.send_id, record.attempt] = None
                     if report is not None:
                         self.reports.append(report)
         for left in self.slot.left():
@@ -552,6 +570,7 @@ class World:
             self.ledger.clear()
         self.ledger += [encode_ledger(record) for record in plan.records]
         self.offsets, self.memo = dict(plan.offsets), plan.memo
+        self.unwanted_for_good = dict(self.unwanted)
         assert len(plan.memo) <= MEMO_BYTES_MAX + 100
 
     def permits(self) -> None:
@@ -562,6 +581,8 @@ class World:
                     case Permit.GRANTED:
                         customers = [other.ready.customer for other in self.called]
                         assert send.ready.customer not in customers, "one in flight per customer"
+                        attempt = (send.ready.send_id, send.ready.attempt)
+                        assert attempt not in self.unwanted, "what was withdrawn begins no more"
                         self.called.append(send)
                     case Permit.WAIT:
                         continue
@@ -600,6 +621,8 @@ class World:
                     elif said.attempt == self.readies[said.send_id].attempt:
                         self.doubted[said.send_id] = self.readies[said.send_id]
                 else:
+                    if said.code == 131050:
+                        self.withdrawn.add((said.send_id, said.attempt))
                     self.outcomes[said.send_id] = said.outcome
                     self.doubted.pop(said.send_id, None)
             if self.rng.random() < 0.03:
@@ -631,6 +654,7 @@ class World:
 
     def turn(self) -> None:
         """One round of everything."""
+        self.withdraw()
         self.fetch()
         self.step(is_snapshot=self.rng.random() < 0.1)
         self.permits()
@@ -662,6 +686,7 @@ def test_through_any_crash_each_attempt_goes_out_once_and_in_order_and_none_is_f
     assert set(world.outcomes) == set(world.readies), "none is forgotten"
     twice = {attempt: count for attempt, count in Counter(world.taken).items() if count > 1}
     assert not twice, "each attempt goes out at most once"
+    assert not world.withdrawn & set(world.taken), "what was said to be withdrawn did not go out"
     first_taken: dict[str, int] = {}
     for place, (send_id, _) in enumerate(world.taken):
         first_taken.setdefault(send_id, place)
@@ -902,7 +927,9 @@ def test_strays_are_refused_or_brought_to_their_slot() -> None:
     assert slot.take("reply", 1, ready("r2", phone_number_id="elsewhere"), at(2)) is None
     plan = slot.plan(at(2), may_intend=True, is_snapshot_due=False)
     assert plan is not None
-    assert [(forward.slot, forward.ready.send_id) for forward in plan.forwards] == [(5, "r2")]
+    assert [(forward.slot, forward.record) for forward in plan.forwards] == [
+        (5, ready("r2", phone_number_id="elsewhere"))
+    ]
     assert plan.offsets == {"reply": 2}
     slot.written(plan, at(2))
     assert slot.plan(at(2), may_intend=True, is_snapshot_due=False) is None

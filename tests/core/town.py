@@ -22,6 +22,7 @@ from schemas.records import (
     Ready,
     SendOutcome,
     SendRequest,
+    Withdraw,
     decode_conversation,
     encode,
 )
@@ -75,6 +76,7 @@ class Town:
         self.packed: dict[str, bytes] = {}
         self.told: list[Told] = []
         self.handed: list[Ready] = []
+        self.withdrawn: list[Withdraw] = []
         self.crashes = 0.0
         """How often a step is thought through and not committed."""
 
@@ -117,6 +119,8 @@ class Town:
                 self.told.append(Told(key, command.sink, command.event))
             elif isinstance(command, Dispatch) and isinstance(command.record, Ready):
                 self.handed.append(command.record)
+            elif isinstance(command, Dispatch) and isinstance(command.record, Withdraw):
+                self.withdrawn.append(command.record)
         return True
 
     def drain(self) -> None:

@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from broker.core import dedupe
+from broker.core.customer import OPTED_OUT
 from broker.core.customer_state import unpack
 from broker.core.moves import WAIT_MS
 from broker.core.status import OPAQUE
@@ -169,6 +170,7 @@ class Checker:
         self._given_up_in_time()
         self._derived_once()
         self._accepted_once()
+        self._withdrawn_for_good()
         self._sends_in_order()
         self._events_in_order()
         self._moves_in_order()
@@ -285,6 +287,19 @@ class Checker:
             called[issued.send_id] += 1
             if called[issued.send_id] > issued.intents:
                 self._say("I2", f"{issued.send_id} was called at {issued.at:.3f} without an intent that stands")
+
+    def _withdrawn_for_good(self) -> None:
+        """What its customer said stop to does not begin once its sender knows, whoever owns the number by then; and of
+        what a bot is told that it was not sent for that, Meta knows nothing. No template of ours is marketing by
+        Meta's word, so 131050 is ours."""
+        for issued in self._evidence.issued:
+            known_at = self._evidence.withdrawn.get((issued.send_id, issued.attempt))
+            if known_at is not None and known_at < issued.at:
+                self._say("I8", f"{issued.send_id} was called at {issued.at:.3f}, withdrawn at {known_at:.3f}")
+        accepted = {call.send for call in self._evidence.calls if call.accepted and call.kind == "message"}
+        for said in self._evidence.heard:
+            if said.code == OPTED_OUT.code and said.send_id in accepted:
+                self._say("I8", f"{said.send_id} was accepted, and its bot told at {said.at:.3f} that it was withdrawn")
 
     # ── I3 ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -15,7 +15,7 @@ from broker.log.catalogue import LEDGER, TRAFFIC
 from broker.log.contract import Entry as Record
 from broker.log.contract import Stage
 from broker.sandbox.journal import Called, Entry, Journal, Posted, Ticked, Webhook, Wrote
-from schemas.ledger import Intent, Snapshot, Written, decode_ledger
+from schemas.ledger import Intent, LedgerRecord, Part, Snapshot, Withdrawn, Written, decode_ledger
 from schemas.records import decode_digest
 from tests.simulation.cluster import SimulatedCluster, Transaction
 from tests.simulation.loop import EPOCH_MS, Process, Sim
@@ -106,6 +106,8 @@ class Evidence:
         self.steps = 0
         self._clocks: dict[int, Held] = {}
         self._intents: dict[str, dict[tuple[int, int], None]] = {}
+        self.withdrawn: dict[tuple[str, int], float] = {}
+        """By send and attempt: when a step was committed by which its number's sender knows that it is withdrawn."""
         journal.listen(self._see)
         cluster.on_commit = self._committed
         cluster.on_fetch = self._fetched
@@ -150,6 +152,8 @@ class Evidence:
         for _, value in transaction.step.changes:
             for intent in intents_of(value or b""):
                 self._intents.setdefault(intent.send_id, {})[intent.attempt, intent.at] = None
+            for one in withdrawn_of(value or b""):
+                self.withdrawn.setdefault((one.send_id, one.attempt), self.sim.now)
 
     def _hold(self, process: Process, stage: Stage, partition: int, is_new: bool) -> None:
         if stage.state != LEDGER:
@@ -174,8 +178,19 @@ class Evidence:
 
 def intents_of(value: bytes) -> list[Intent]:
     """Return the intents a record of the ledger names; a snapshot repeats those that are still open."""
-    try:
-        record = decode_ledger(value)
-    except msgspec.MsgspecError:  # the position stands there too
-        return []
+    record = _opened(value)
     return record.intents if isinstance(record, Written | Snapshot) else []
+
+
+def withdrawn_of(value: bytes) -> list[Withdrawn]:
+    """Return the withdrawn sends a record of the ledger names; a snapshot repeats them in parts."""
+    record = _opened(value)
+    return record.withdrawn if isinstance(record, Written | Part) else []
+
+
+def _opened(value: bytes) -> LedgerRecord | None:
+    try:
+        record: LedgerRecord = decode_ledger(value)
+    except msgspec.MsgspecError:  # the position stands there too
+        return None
+    return record

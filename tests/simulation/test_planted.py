@@ -13,7 +13,7 @@ from broker.core.customer_state import Customer, pack, unpack
 from broker.core.pacing import Window
 from broker.core.retry import Trouble
 from broker.core.sender import Phase, Send
-from broker.core.slot import Plan
+from broker.core.slot import Plan, Slot
 from broker.log.contract import Lease, Step
 from tests.simulation.batch import run
 from workers import customer as customer_stage
@@ -160,6 +160,11 @@ def asked_again(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def stop_overheard(patch: pytest.MonkeyPatch) -> None:
+    """A sender reads and remembers what is withdrawn, and sends it all the same."""
+    patch.setattr(Slot, "_end_withdrawn", lambda self, send: None)
+
+
 STORMS_MAX = 12
 """Storms change with every change of the code, so a bug is looked for in several; most are found in the first."""
 
@@ -179,6 +184,7 @@ STORMS_MAX = 12
         (nothing_is_sent_on, "I1"),
         (given_up_too_soon, "I1"),
         (asked_again, "I8: main:"),
+        (stop_overheard, ", withdrawn at"),
     ],
 )
 def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Plant, promise: str) -> None:
