@@ -108,7 +108,7 @@ class Target:
                 {"content-type": "application/json", "depesche-id": batch_id, **_beside(last)},
                 body,
             )
-        body = b'%b,"data":[%b]}' % (joined, b",".join(_one_of_a_list(event) for event in events))
+        body = b'%b,"data":[%b]}' % (joined, b",".join(_enveloped(event) for event in events))
         return self._signed(batch_id, body, last, now)
 
     def _is_listed(self, event: DeliveryEvent) -> bool:
@@ -164,29 +164,25 @@ class Target:
         )
 
     def _message(self, event: DeliveryEvent) -> Request:
-        envelope: dict[str, Any] = {
-            "id": event.delivery_id,
-            "type": f"whatsapp.{event.kind}",
-            "timestamp": iso(event.at or event.accepted_at),
-            "received_at": iso(event.accepted_at),
-            "sink": self.name,
-            "customer": event.customer,
-            "phone_number_id": event.phone_number_id,
-        }
-        if event.tags:
-            envelope["tags"] = list(event.tags)
-        head = ascii_json(msgspec.json.encode(envelope))
         return Request(
             {"content-type": "application/json", "depesche-id": event.delivery_id, **_beside(event)},
-            b'%b,"data":%b}' % (head[:-1], ascii_json(event.body)),
+            _enveloped(
+                event,
+                received_at=iso(event.accepted_at),
+                sink=self.name,
+                customer=event.customer,
+                phone_number_id=event.phone_number_id,
+            ),
         )
 
 
-def _one_of_a_list(event: DeliveryEvent) -> bytes:
+def _enveloped(event: DeliveryEvent, **more: str) -> bytes:
+    """Return an event as JSON: what it is, whatever more is to be said, and Meta's body as it is, under `data`."""
     head: dict[str, Any] = {
         "id": event.delivery_id,
         "type": f"whatsapp.{event.kind}",
         "timestamp": iso(event.at or event.accepted_at),
+        **more,
     }
     if event.tags:
         head["tags"] = list(event.tags)
