@@ -26,7 +26,7 @@ from broker import garbage, metrics
 from broker.admin import Admin
 from broker.clock import Clock, SystemClock
 from broker.config import Config, load
-from broker.core.customer import Context, context_of
+from broker.core.customer_context import Context, context_of
 from broker.errors import LogUnavailable, Misconfigured, WrongIncarnation
 from broker.gateway.app import Gateway, gateway_app
 from broker.gateway.control import Control

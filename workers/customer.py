@@ -23,7 +23,8 @@ from prometheus_client import Counter
 from broker import metrics
 from broker.clock import Clock
 from broker.core.botview import BODY_BYTES_MAX
-from broker.core.customer import Command, Context, Deliver, Dispatch, Due, Event, Note, decide, heard_of, next_due
+from broker.core.customer import Command, Deliver, Dispatch, Due, Event, Note, decide, heard_of, next_due
+from broker.core.customer_context import Context
 from broker.core.customer_state import Customer, in_doubt, is_forgotten, pack, quieted, unpack
 from broker.core.deadlines import Deadlines
 from broker.core.moves import Append

@@ -19,8 +19,9 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
-from broker.core.gates import Door, Refusal
+from broker.core.gates import Door
 from broker.core.outcome import THROUGHPUT, Scope, rule_of
+from broker.core.refusals import Refusal
 from broker.core.sender import lane_door, template_door
 from schemas.records import LANES, Item, Lane
 

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from broker.core import botview, consent, dedupe, idmap, marketing_rest, reference, window
 from broker.core.autoreply import NOT_ANSWERED, AutoReply
-from broker.core.consent import Change, Scope
+from broker.core.consent import Change
+from broker.core.customer_context import Context, NumberFacts
 from broker.core.customer_state import (
     ACCEPTED,
     ACCEPTED_TWICE,
@@ -43,13 +44,25 @@ from broker.core.customer_state import (
     unpack_send_id,
     unpack_wamid,
 )
-from broker.core.hours import compile_hours
 from broker.core.identity import address, group_of, is_customer, normalise_wa_id
-from broker.core.media_url import public_url_of
 from broker.core.moves import Append, Moved, Residence, next_look
 from broker.core.opaque import Opaque, derived_send_id, is_send_id, unwrap, wrap
 from broker.core.outcome import is_of_number, rule_of
-from broker.core.routing import BOT, Case, Routed, Rule, compile_routes, routed
+from broker.core.refusals import (
+    ADDRESS_TOO_LONG,
+    BACKLOG,
+    EPOCH_STALE,
+    NUMBER_UNKNOWN,
+    OPTED_OUT,
+    OUTCOME_UNKNOWN,
+    REFERENCE_GONE,
+    TOO_OLD,
+    UNREADABLE,
+    WINDOW_CLOSED,
+    Refusal,
+    resting,
+)
+from broker.core.routing import BOT, Case, Routed, routed
 from broker.core.status import StatusBody, failed
 from broker.core.template_class import by_window
 from broker.core.view import template_language, view
@@ -73,7 +86,6 @@ from schemas.records import (
     decode_delivery,
     encode,
 )
-from schemas.settings import Settings
 
 WAITING_BYTES_MAX = 1_000_000
 """Payloads of one customer's waiting sends, written with every change of its state. One send of the gateway's limit
@@ -131,74 +143,6 @@ REPLY_KEY = "#reply"
 """In the place of a bot key's name, which cannot be this."""
 
 
-# ---- what is known beside
-
-
-class NumberFacts(Struct, frozen=True):
-    """What a decision needs of a business number's setting."""
-
-    waba_id: str
-    display_phone_number: str
-    slot: int
-    media_secret: bytes = b""
-    """Signs the urls of its media; empty: Meta's stay."""
-
-
-class Context(Struct, frozen=True):
-    """The configuration as decisions see it; replaced whole when it changes."""
-
-    rules: tuple[Rule, ...]
-    numbers: Mapping[str, NumberFacts]
-    doubt_ms: Mapping[SendClass, int]
-    """How long a doubt lasts before the send is repeated; -1: it never is."""
-    window_margin_ms: int
-    waiting_sends_max: int
-    marketing_rest_ms: int = 0
-    """How long marketing to a customer rests after 131049; 0: it does not."""
-    consent_scope: Scope = "portfolio"
-    stop_words: frozenset[str] = frozenset()
-    start_words: frozenset[str] = frozenset()
-    public_url: str = ""
-    """Where bots reach the gateway: media urls begin with it."""
-    sinks: frozenset[str] = frozenset()
-    account_sinks: tuple[str, ...] = ()
-    """Sinks that ask for updates without `metadata`."""
-
-
-def context_of(settings: Settings, media_secrets: Mapping[str, bytes] | None = None) -> Context:
-    """Compile what decisions need of the settings. Raises `ValueError` when a route or a word cannot be compiled.
-
-    `media_secrets`: what signs the urls of each number's media; without them, bots get Meta's urls.
-    """
-    signs = media_secrets or {}
-    doubt = settings.customer.doubt
-    seconds: dict[SendClass, float] = {
-        "otp": doubt.otp_s,
-        "reply": doubt.reply_s,
-        "transactional": doubt.transactional_s,
-        "campaign": doubt.campaign_s,
-    }
-    return Context(
-        rules=compile_routes(settings.routes, {each.name: compile_hours(each) for each in settings.hours}),
-        numbers={
-            number.phone_number_id: NumberFacts(
-                number.waba_id, number.display_phone_number, number.slot, signs.get(number.phone_number_id, b"")
-            )
-            for number in settings.numbers
-        },
-        doubt_ms={name: round(value * 1_000) if value >= 0 else -1 for name, value in seconds.items()},
-        window_margin_ms=round(settings.customer.window_margin_s * 1_000),
-        waiting_sends_max=settings.customer.waiting_sends_max,
-        marketing_rest_ms=round(settings.customer.marketing_rest_h * marketing_rest.MS_PER_H),
-        consent_scope=settings.customer.consent.scope,
-        stop_words=consent.words(settings.customer.consent.stop_words),
-        start_words=consent.words(settings.customer.consent.start_words),
-        public_url=public_url_of(settings.gateway),
-        sinks=frozenset(sink.name for sink in settings.sinks),
-        account_sinks=tuple(sink.name for sink in settings.sinks if sink.account_updates),
-    )
-
-
 # ---- events and commands
 
 
@@ -241,48 +185,6 @@ a status went; how doubt ended; a second acceptance of one send; a customer who 
 message that failed after it was accepted; a step of a customer's move from one key to another (`moves.Moved`)."""
 
 Command = Dispatch | Deliver | Append | Note
-
-
-class Refusal(NamedTuple):
-    """A `failed` status as Meta would say it."""
-
-    code: int
-    title: str
-    details: str
-
-
-WINDOW_CLOSED: Final = Refusal(
-    131047, "Re-engagement message", "The customer did not write in the last 24 hours: only a template may be sent."
-)
-TOO_OLD: Final = Refusal(131026, "Message undeliverable", "The message was not sent in the time it was good for.")
-BACKLOG: Final = Refusal(
-    131056,
-    "(Business Account, Consumer Account) pair rate limit hit",
-    "Too many messages to this customer wait to be sent.",
-)
-NUMBER_UNKNOWN: Final = Refusal(
-    100, "Invalid parameter", "The phone number id is not configured here, or is no longer (error subcode 33)."
-)
-OPTED_OUT: Final = Refusal(
-    131050, "User stopped marketing messages", "The customer does not want marketing messages of this business."
-)
-EPOCH_STALE: Final = Refusal(
-    131005, "Access denied", "The conversation has passed to another holder since this one was told its epoch."
-)
-REFERENCE_GONE: Final = Refusal(
-    131009, "Parameter value is not valid", "The message it speaks of was not sent, or too long ago."
-)
-UNREADABLE: Final = Refusal(100, "Invalid parameter", "The body is not a JSON object.")
-ADDRESS_TOO_LONG: Final = Refusal(100, "Invalid parameter", "The recipient's id is too long.")
-OUTCOME_UNKNOWN: Final = Refusal(
-    131000,
-    "Something went wrong",
-    "Whether this message was sent is not known: neither an answer nor a status arrived. It may have been delivered.",
-)
-
-
-def _resting(until: int) -> Refusal:
-    return Refusal(marketing_rest.CODE, marketing_rest.TITLE, marketing_rest.details(until))
 
 
 # ---- decide
@@ -787,7 +689,7 @@ class Turn:
                 return "window", WINDOW_CLOSED
             send.not_after = min(send.not_after, closes_at)
         elif rests_until := self._rests_until(send, now):
-            return "resting", _resting(rests_until)
+            return "resting", resting(rests_until)
         if (
             len(customer.sends) >= context.waiting_sends_max
             or sum(len(waiting.body) for waiting in customer.sends) + len(send.body) > WAITING_BYTES_MAX
@@ -802,7 +704,7 @@ class Turn:
             if not self._is_open(send.phone_number_id, at):
                 return WINDOW_CLOSED
         elif rests_until := self._rests_until(send, at):
-            return _resting(rests_until)
+            return resting(rests_until)
         return TOO_OLD
 
     def _admit(self, send: Send, wamids: Mapping[str, str]) -> None:
@@ -818,7 +720,7 @@ class Turn:
             return
         if rests_until := self._rests_until(send, self._now):
             self._remove(send)
-            self._refuse(send, "resting", _resting(rests_until))
+            self._refuse(send, "resting", resting(rests_until))
             return
         try:
             line = wrap(SendId(send.send_id), Sink(send.sink), self._key, send.own)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from broker.core.outcome import Scope
+from broker.core.refusals import Refusal
 
 
 class Door(NamedTuple):
@@ -22,14 +23,6 @@ class Door(NamedTuple):
 
     scope: Scope
     name: str
-
-
-class Refusal(NamedTuple):
-    """Why a send is not sent, in Meta's words."""
-
-    code: int
-    title: str
-    details: str
 
 
 class Gate(Struct):

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from broker.core.gates import Door, Gate, Gates, Refusal
+from broker.core.gates import Door, Gate, Gates
 from broker.core.lanes import LanePlanner, Ring
 from broker.core.outcome import MAINTENANCE, PAIR_LIMIT, PROBE_S, THROUGHPUT, Scope, Verdict
 from broker.core.pacing import (
@@ -37,6 +37,7 @@ from broker.core.pacing import (
     pair_struck,
     pair_surely_open_at,
 )
+from broker.core.refusals import Refusal
 from schemas.ledger import Doubt, Learned
 from schemas.records import LANES, Lane, Ready
 

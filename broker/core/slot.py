@@ -15,9 +15,10 @@ from typing import Literal, NamedTuple
 
 from broker.core.account import STANDARD_MPS, STOP_MS, NumberPlace, Shut, taught
 from broker.core.backlog import Backlog
-from broker.core.gates import Gates, Refusal
+from broker.core.gates import Gates
 from broker.core.outcome import PAIR_LIMIT, Verdict
 from broker.core.pacing import NO_DEBT, PairDebt, carried, pair_spent, pair_struck
+from broker.core.refusals import Refusal
 from broker.core.sender import Instant, NumberSender, Send
 from broker.core.watermark import Watermark
 from broker.core.withdrawals import Withdrawals

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 
 from broker import metrics
 from broker.core.botview import BODY_BYTES_MAX
-from broker.core.customer import HOLD_MS_MAX, context_of
+from broker.core.customer import HOLD_MS_MAX
+from broker.core.customer_context import context_of
 from broker.core.customer_state import QUIET_AFTER_MS, unpack
 from broker.errors import RecordTooLarge
 from broker.log.catalogue import CONVERSATIONS, CUSTOMER_STAGE, DEADLETTERS, STATE, catalogue, deliveries

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from broker import metrics
 from broker.clock import SystemClock
-from broker.core.customer import context_of
+from broker.core.customer_context import context_of
 from broker.log.catalogue import deliveries, sends
 from schemas.records import LANES, Ready, decode_delivery, decode_sends
 from schemas.settings import GatewaySettings

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from broker.core.customer import context_of
+from broker.core.customer_context import context_of
 from broker.log.catalogue import CONVERSATIONS, SENDER_STAGE, catalogue, deliveries, sends
 from broker.log.contract import Draft
 from broker.log.embedded import EmbeddedLog

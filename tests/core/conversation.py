@@ -7,7 +7,8 @@ from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from broker.core.customer import Command, Deliver, Dispatch, Due, Event, Note, context_of, decide
+from broker.core.customer import Command, Deliver, Dispatch, Due, Event, Note, decide
+from broker.core.customer_context import context_of
 from broker.core.customer_state import Customer, pack, unpack
 from broker.core.moves import Append
 from broker.core.opaque import derived_send_id, unwrap, wrap

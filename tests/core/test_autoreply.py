@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from broker.core.customer import REPLY_LIFE_MS, Command, Deliver, context_of
+from broker.core.customer import REPLY_LIFE_MS, Command, Deliver
+from broker.core.customer_context import context_of
 from broker.core.customer_state import QUIET_BYTES_MAX, REPLIED_MAX, is_forgotten, pack, quieted
 from broker.core.dedupe import KEPT_MS
 from schemas.records import DeliveryEvent, SendOutcome

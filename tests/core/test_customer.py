@@ -7,16 +7,8 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from broker.core.customer import (
-    LOOK_AGAIN_MS,
-    LOST_AFTER_MS,
-    Context,
-    Dispatch,
-    context_of,
-    decide,
-    heard_of,
-    next_due,
-)
+from broker.core.customer import LOOK_AGAIN_MS, LOST_AFTER_MS, Dispatch, decide, heard_of, next_due
+from broker.core.customer_context import Context, context_of
 from broker.core.customer_state import (
     KNOWN_MAX,
     QUIET_AFTER_MS,

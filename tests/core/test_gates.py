@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from broker.core.gates import Door, Gates, Refusal
+from broker.core.gates import Door, Gates
 from broker.core.outcome import Scope
+from broker.core.refusals import Refusal
 
 DOOR = Door(Scope.WABA, "waba")
 OTHER = Door(Scope.NUMBER, "number")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from broker.core.customer import HELD_BYTES_MAX, HELD_MAX, HOLD_MS_MAX, Deliver, context_of, next_due
+from broker.core.customer import HELD_BYTES_MAX, HELD_MAX, HOLD_MS_MAX, Deliver, next_due
+from broker.core.customer_context import context_of
 from broker.core.customer_state import KNOWN_MAX, KNOWN_QUIET_MAX, QUIET_AFTER_MS, SEEN_EVERY_MS, quieted
 from broker.core.identity import account_key, number_key
 from broker.core.media_url import PREFIX, Medium, from_ours, media_secret

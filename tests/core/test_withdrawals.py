@@ -8,7 +8,8 @@ import msgspec
 from msgspec.structs import replace
 
 from broker.core import withdrawals
-from broker.core.customer import Command, Dispatch, context_of
+from broker.core.customer import Command, Dispatch
+from broker.core.customer_context import context_of
 from broker.core.sender import Send
 from broker.core.slot import PART_MAX, Report, Slot
 from broker.core.withdrawals import KEPT_MS, Withdrawals

@@ -13,9 +13,9 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from broker.core import dedupe
-from broker.core.customer import OPTED_OUT
 from broker.core.customer_state import unpack
 from broker.core.moves import WAIT_MS
+from broker.core.refusals import OPTED_OUT
 from broker.core.status import OPAQUE
 from broker.log.catalogue import CONVERSATIONS, DEADLETTERS, STATE, deliveries, sends
 from broker.log.position import POSITION

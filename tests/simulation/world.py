@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from broker.core.customer import context_of
+from broker.core.customer_context import context_of
 from broker.errors import LogUnavailable
 from broker.gateway import Gateway
 from broker.receiver import Receiver

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from broker.core.customer import Deliver, context_of, decide
+from broker.core.customer import Deliver, decide
+from broker.core.customer_context import context_of
 from broker.core.customer_state import Customer
 from broker.core.media_url import PREFIX, from_ours, media_secret, public_url_of
 from broker.core.moves import Append
