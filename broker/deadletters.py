@@ -10,19 +10,27 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from broker.clock import Clock
 from broker.errors import DepescheError, Misconfigured
+from broker.inspect import as_tree, instant, readable
 from broker.log.catalogue import DEADLETTERS
 from broker.log.contract import Draft, Entry
+from broker.masking import Masking
 from broker.visit import Visit
 from schemas.records import DeadLetter, DeadLetterRecord, Replayed, decode_dead_letters, encode
 
 MARKS_MAX = 1_000_000
 """Marks kept in memory while letters are looked at, about 100 MB: 30 days of a thousand replays an hour."""
+
+STRETCH_RECORDS = 500
+"""Read at a time on the way back from the end of the log."""
+
+LOOKED_AT_MAX = 50_000
+"""Records looked at for one page, beyond those that a page before showed."""
 
 STAGES = ("receiver", "customer", "sender", "delivery")
 
@@ -34,6 +42,10 @@ REASONS = (
 
 _CUT = re.compile(r"\[first \d+ of \d+ bytes kept\]$")
 """How `workers.supervisor.dead_letter` says that the letter does not hold the whole record."""
+
+
+Place = tuple[int, int]
+"""Partition and offset of a letter."""
 
 
 class Standing(NamedTuple):
@@ -60,6 +72,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """Which letters: everything named must hold. `since`: Unix ms at which it was set aside, or later."""
 
     places: frozenset[str] = frozenset()
+    log: str = ""
+    """The log it stood on."""
     sink: str = ""
     reason: str = ""
     stage: str = ""
@@ -72,12 +86,20 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         letter = one.letter
         return (
             (not self.places or one.place in self.places)
+            and (not self.log or (letter is not None and letter.log == self.log))
             and (not self.sink or one.sink == self.sink)
             and (not self.reason or (letter is not None and letter.reason == self.reason))
             and (not self.stage or (letter is not None and letter.stage == self.stage))
             and self.since <= (one.entry.appended_at if letter is None else letter.at)
             and (self.replayed is None or self.replayed == (one.replayed_at is not None))
         )
+
+
+class Page(NamedTuple):
+    """Letters without what they hold, newest first. `before`: where to go on, None when there are no older ones."""
+
+    letters: list[dict[str, Any]]
+    before: Place | None
 
 
 class Replay(NamedTuple):
@@ -132,6 +154,100 @@ async def standing(visit: Visit, wanted: Wanted) -> AsyncGenerator[Standing, Non
                 one = Standing(entry, record, replayed.get((entry.partition, entry.offset)))
                 if wanted.takes(one):
                     yield one
+
+
+async def find(visit: Visit, place: Place) -> Standing | None:
+    """Return the letter at a place, None when there is none. Raises `LogUnavailable`, `Misconfigured`.
+
+    What stands before it is not read: whether it was put back is said behind it.
+    """
+    partition, offset = place
+    found: Standing | None = None
+    if not 0 <= partition < visit.partitions(DEADLETTERS):
+        return None
+    async with aclosing(visit.read(DEADLETTERS, partition, offset)) as entries:
+        async for entry in entries:
+            record = _record(entry)
+            if found is None:
+                if entry.offset != offset or isinstance(record, Replayed):
+                    return None
+                found = Standing(entry, record)
+            elif isinstance(record, Replayed) and (record.partition, record.offset) == place:
+                found = found._replace(replayed_at=record.at)
+    return found
+
+
+async def newest(visit: Visit, wanted: Wanted, masking: Masking, limit: int, before: Place | None = None) -> Page:
+    """Read the letters that are wanted from the end of the log backwards, at most `limit` of them, those older than
+    `before` alone. After `LOOKED_AT_MAX` records it ends with what it has, and says where to go on.
+
+    Marks stand behind their letters, so one look from the end knows both. Raises `LogUnavailable`, `Misconfigured`.
+    """
+    marks: dict[Place, int] = {}
+    letters: list[dict[str, Any]] = []
+    left = LOOKED_AT_MAX
+    edges = await visit.ends(DEADLETTERS)
+    for partition in reversed(range(len(edges))):
+        first, top = edges[partition]
+        while top > first:
+            start = max(first, top - STRETCH_RECORDS)
+            found: list[tuple[Place, dict[str, Any]]] = []
+            async with aclosing(visit.read(DEADLETTERS, partition, start)) as entries:
+                async for entry in entries:
+                    if entry.offset >= top:
+                        break
+                    record, place = _record(entry), (entry.partition, entry.offset)
+                    if isinstance(record, Replayed):
+                        if len(marks) < MARKS_MAX:
+                            marks[record.partition, record.offset] = record.at
+                    elif (before is None or place < before) and wanted.takes(one := Standing(entry, record)):
+                        found.append((place, as_headline(one, masking)))
+            for place, headline in reversed(found):
+                if place in marks:
+                    headline["replayed_at"] = instant(marks[place])
+                letters.append(headline)
+                if len(letters) == limit:
+                    return Page(letters, place if place > (0, edges[0][0]) else None)
+            if before is None or (partition, start) < before:
+                left -= top - start
+            top = start
+            if left <= 0 and (partition, top) > (0, edges[0][0]):
+                return Page(letters, (partition, top))
+    return Page(letters, None)
+
+
+def as_headline(one: Standing, masking: Masking) -> dict[str, Any]:
+    """Return a letter without what it holds, masked, as a tree JSON can say."""
+    letter, entry = one.letter, one.entry
+    if letter is None:
+        letter = DeadLetter("", -1, -1, entry.key, entry.value, "", "", "of another version", 0, entry.appended_at)
+    return {
+        "id": written((entry.partition, entry.offset)),  # not masked: these are no digits of a customer's
+        "at": instant(letter.at),
+        "stage": letter.stage,
+        "reason": letter.reason,
+        "attempts": letter.attempts,
+        "log": letter.log,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "sink": one.sink,
+        "key": masking.text(readable(letter.key), "key"),
+        "detail": masking.text(letter.detail),
+        "bytes": len(letter.value),
+        "replayed_at": None if one.replayed_at is None else instant(one.replayed_at),
+    }
+
+
+def as_whole(one: Standing, masking: Masking | None) -> dict[str, Any]:
+    """Return a letter with what it holds, masked or not, as a tree JSON can say."""
+    tree: dict[str, Any] = as_tree(one.entry)
+    tree["replayed_at"] = None if one.replayed_at is None else instant(one.replayed_at)
+    return tree if masking is None else dict(masking.tree(tree))
+
+
+def written(place: Place) -> str:
+    """Return a place as it stands in a path, where a slash would be one."""
+    return f"{place[0]}-{place[1]}"
 
 
 def _record(entry: Entry) -> DeadLetterRecord | None:

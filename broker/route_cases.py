@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET, Struct, UnsetType
 
+from broker.core.control import INSTANTS
 from broker.core.hours import compile_hours
 from broker.core.routing import BOT, Case, Judged, Routed, Rule, compile_routes, explain
 from broker.core.routing import routed as routed_by
@@ -108,7 +109,9 @@ def read_samples(raw: bytes, settings: Settings, at: int, number: str = "", cust
     if isinstance(tree, dict) and isinstance(record := tree.get("record"), dict):
         if record.get("type") != "item" or not isinstance(record.get("body"), dict):
             raise Misconfigured("is no item of a webhook; `depesche tail conversations --json --reveal` prints those")
-        at = record["received_at"] if isinstance(record.get("received_at"), int) else at
+        at = record.get("received_at", at)
+        if type(at) is not int or at not in INSTANTS:
+            raise Misconfigured("record.received_at: must be Unix ms, from 2000 to 2100")
         raw = json.dumps(record["body"], separators=(",", ":")).encode()
     elif isinstance(tree, dict) and "entry" not in tree and isinstance(tree.get("type"), str):
         raw = _webhook(tree, settings, at, number, customer)

@@ -61,6 +61,10 @@ class Visit(Protocol):
         """Read committed records of a partition, from an offset to the present end."""
         ...
 
+    async def ends(self, log: str) -> list[tuple[int, int]]:
+        """Return the first kept offset and the next one of each partition. Raises `LogUnavailable`."""
+        ...
+
     async def reached(self, group: str, log: str) -> list[Reached]:
         """Return how far a group of followers is in each partition of a log. Raises `LogUnavailable`."""
         ...
@@ -99,6 +103,10 @@ class EngineVisit:
         """Read committed records."""
         async for entry in self.engine.read(log, partition, start or None):
             yield entry
+
+    async def ends(self, log: str) -> list[tuple[int, int]]:
+        """Return where each partition begins and ends."""
+        return await self.engine.ends(log)
 
     async def reached(self, group: str, log: str) -> list[Reached]:
         """Return how far a group is."""
@@ -147,6 +155,10 @@ class EmbeddedVisit:
         async with aclosing(glance(self._folder, log, partition=partition, offset=start)) as entries:
             async for entry in entries:
                 yield entry
+
+    async def ends(self, log: str) -> list[tuple[int, int]]:
+        """Return where each partition begins and ends."""
+        return [(one.first, one.end) for one in await self.reached("", log)]
 
     async def reached(self, group: str, log: str) -> list[Reached]:
         """Return how far a group is."""

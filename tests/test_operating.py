@@ -27,7 +27,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from broker import compose, trial
 from broker.clock import SystemClock
 from broker.config import load, parse
+from broker.core.control import Asked, read
 from broker.deadletters import REASONS
+from broker.gateway.control import Control, ControlCall
 from broker.log.catalogue import (
     CONVERSATIONS,
     CUSTOMER_STAGE,
@@ -39,6 +41,7 @@ from broker.log.catalogue import (
 from broker.log.contract import Draft, Follow, Lease, Restored, Step
 from broker.log.kafka import KafkaLog
 from schemas.records import DeadLetter, DeliveryEvent, encode
+from schemas.settings import BotKey
 from tests.flow.trial import ADA, Trial, free_base_port
 from tests.kafka.engine import kafka_log
 from tests.kafka.fixtures import KafkaForTests
@@ -295,10 +298,15 @@ def operator_of(running: Trial) -> str:
 def test_the_readmes_commands_for_control_do_what_they_say(running: Trial, tmp_path: Path) -> None:
     """As they stand there, in a shell, against a running broker that learned of the key while it ran."""
     (script,) = COMMANDS.findall(README.read_text())
+    config = running.config
+    event = encode(DeliveryEvent("missed", "message", "1", KEY.decode(), b"{}", 1, 1))
+    asyncio.run(append(config, DEADLETTERS, [Draft(KEY, letter(deliveries("orders"), event, reason="gave_up"))]))
+    place = shown(DEADLETTERS, config)[-1]["offset"]
     environment = {
         **os.environ,
         "OPERATOR_KEY": operator_of(running),
         "GATEWAY": f"http://127.0.0.1:{running.ports.gateway}",
+        "LETTER": f"0-{place}",
     }
     told = subprocess.run(
         ["bash", "-euc", script],
@@ -310,8 +318,12 @@ def test_the_readmes_commands_for_control_do_what_they_say(running: Trial, tmp_p
         said_.append(tree)
         rest = rest[end:]
     assert not any("error" in one for one in said_), said_
-    listed, paused_, resumed = said_[:3]
+    listed, paused_, resumed, letters, letter_, replayed_, explained = said_
     assert {sink["name"] for sink in listed["sinks"]} == {"assistant", "orders"}
+    assert [one["id"] for one in letters["deadletters"]] == [f"0-{place}"]
+    assert (letter_["record"]["value"]["delivery_id"], replayed_["replayed"]) == ("missed", True)
+    assert [one["record"]["delivery_id"] for one in shown(deliveries("orders"), config)][-1:] == ["missed"]
+    assert explained["explained"][0]["sinks"] == ["assistant"]
     assert (paused_["state"], paused_["note"], resumed["state"]) == ("paused", "the bot is mended", "running")
     assert sinks_listed(running.config)["assistant"]["state"] == "running"
 
@@ -408,6 +420,41 @@ async def test_sinks_on_kafka_are_looked_at_paused_and_replayed(
     told = await asyncio.to_thread(here, "tail", log_name, "--offset", "5000", "--json", "--config", config)
     again = [json.loads(line)["record"] for line in told.stdout.splitlines()]
     assert [one["delivery_id"] for one in again] == [f"e{n}" for n in range(4_990, 5_000)]
+
+
+@pytest.mark.kafka
+async def test_control_over_http_works_on_kafka_too(kafka: KafkaForTests, kafka_prefix: str, tmp_path: Path) -> None:
+    """The engine of a running gateway, looked at and written to by requests as its port hands them on."""
+    made = trial.prepare(tmp_path / "data", trial.Ports.from_base(free_base_port()))
+    settings = parse(tomllib.loads(on_kafka(made, kafka.bootstrap, kafka_prefix).read_text()))
+    key = BotKey(name="operator", sha256="0" * 64, control=True)
+    async with kafka_log(kafka.bootstrap, kafka_prefix, catalogue(settings)) as log:
+        control = Control(settings, log, SystemClock())
+
+        async def ask(method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
+            asked = read(method, f"/control/v1{path}")
+            assert isinstance(asked, Asked)
+            answer = await asyncio.wait_for(control.take(ControlCall(key, asked), body), 30)
+            return answer.status, json.loads(answer.body)
+
+        event = encode(DeliveryEvent("e1", "message", "1", KEY.decode(), b"{}", 1, 1))
+        drafts = [Draft(KEY, letter(deliveries("orders"), event, partition=n, reason="gave_up")) for n in range(3)]
+        await log.append(DEADLETTERS, drafts, 10.0)
+        assert (await ask("PUT", "/sinks/orders/pause", b'{"note": "why"}'))[0] == 200
+        status, said_ = await ask("POST", "/deadletters/0-1/replay")
+        assert (status, said_["log"]) == (200, "deliveries.orders")
+        assert (await ask("POST", "/deadletters/0-1/replay"))[0] == 409
+        status, page = await ask("GET", "/deadletters?limit=2")
+        assert (status, page["before"]) == (200, "0-1")
+        assert [(one["id"], one["replayed_at"] is None) for one in page["deadletters"]] == [
+            ("0-2", True),
+            ("0-1", False),
+        ]
+        assert [one["id"] for one in (await ask("GET", "/deadletters?before=0-1"))[1]["deadletters"]] == ["0-0"]
+        listed = {one["name"]: one for one in (await ask("GET", "/sinks"))[1]["sinks"]}
+        orders = listed["orders"]
+        assert (orders["state"], orders["note"], orders["waiting"], orders["kept"]) == ("paused", "why", 1, 1)
+        assert [entry.partition async for entry in log.read(deliveries("orders"), 1)] == [1]
 
 
 async def one_step(log: KafkaLog) -> tuple[Restored, list[bytes]]:

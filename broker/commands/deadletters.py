@@ -8,9 +8,9 @@ log went away in between: what was put back until then is marked, and the same c
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -30,7 +30,7 @@ from broker.commands.terms import (
     run_loop,
 )
 from broker.config import Config
-from broker.deadletters import Replay, Standing, Wanted, check_names, replay, standing
+from broker.deadletters import Replay, Standing, Wanted, as_whole, check_names, find, replay, standing
 from broker.masking import Masking
 
 REPLAY_MAX = 1_000
@@ -100,12 +100,11 @@ def deadletters_show(config_path: Path, reveal: bool, place: str) -> None:
     """Show one dead letter whole. PLACE is as `list` prints it: partition/offset."""
     config = loaded(config_path)
     _must_be_a_place(place)
+    partition, _, offset = place.partition("/")
 
     async def work() -> Standing | None:
         async with compose.visit(config) as visit:
-            async for one in standing(visit, Wanted(places=frozenset([place]))):
-                return one
-        return None
+            return await find(visit, (int(partition), int(offset)))
 
     found = run_loop(work)
     if found is None:
@@ -183,8 +182,7 @@ def _sinks(config: Config) -> list[str]:
 
 
 def _must_be_a_place(place: str) -> None:
-    partition, _, offset = place.partition("/")
-    if not (partition.isdigit() and offset.isdigit()):
+    if not re.fullmatch(r"[0-9]{1,9}/[0-9]{1,18}", place):
         fail(
             EXIT_CONFIG,
             f"PLACE {place!r}: must be partition/offset as `depesche deadletters list` prints it, e.g. 0/17",
@@ -197,9 +195,7 @@ def _line(one: Standing, masking: Masking | None) -> str:
 
 
 def _json(one: Standing, masking: Masking | None) -> bytes:
-    tree: dict[str, Any] = inspect.as_tree(one.entry)
-    tree["replayed_at"] = None if one.replayed_at is None else inspect.instant(one.replayed_at)
-    return msgspec.json.encode(tree if masking is None else masking.tree(tree))
+    return msgspec.json.encode(as_whole(one, masking))
 
 
 def _replay_line(one: Replay, *, dry_run: bool) -> str:

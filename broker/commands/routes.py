@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -24,9 +23,9 @@ from broker.commands.terms import (
     masking_of,
     reveal_option,
 )
-from broker.core.debounce import debounce_of
 from broker.core.routing import BOT, Case, Judged, Routed, explain, has_no_metadata
 from broker.errors import Misconfigured
+from broker.explanations import as_tree, debounces, what
 from broker.inspect import instant
 from broker.masking import Masking
 from broker.route_cases import (
@@ -40,7 +39,6 @@ from broker.route_cases import (
     said,
     try_cases,
 )
-from schemas.records import Item
 from schemas.settings import Settings
 
 
@@ -90,7 +88,7 @@ def route_explain(
         about = asked(item, first, holder, language)
         judged, routed = explain(rules, about), follows(rules, settings, about)
         if as_json:
-            tree = _tree(about, judged, routed, settings)
+            tree = as_tree(about, judged, routed, settings)
             click.echo(msgspec.json.encode(tree if masking is None else masking.tree(tree)))
         else:
             for line in _lines(about, judged, routed, settings):
@@ -131,7 +129,7 @@ def _lines(about: Case, judged: list[Judged], routed: Routed, settings: Settings
     """Return an explanation for a terminal."""
     item = about.item
     lines = [
-        f"{_what(item)} from {item.wa_id or item.bsuid or 'nobody'} to {item.phone_number_id or 'no number'}, "
+        f"{what(item)} from {item.wa_id or item.bsuid or 'nobody'} to {item.phone_number_id or 'no number'}, "
         f"received {instant(item.received_at)}",
         f"assumed: {'the first message' if about.first else 'not the first message'}, held by {about.holder}, "
         f"language {about.language or 'not known'}",
@@ -155,7 +153,7 @@ def _lines(about: Case, judged: list[Judged], routed: Routed, settings: Settings
         "language": routed.language,
     }
     lines += [f"     {name}: {value}" for name, value in follows.items() if value]
-    for sink, joined in _debounces(routed, settings).items():
+    for sink, joined in debounces(routed, settings).items():
         if joined is None:
             lines.append(f"     debounce at {sink}: none, each goes at once")
         else:
@@ -164,52 +162,6 @@ def _lines(about: Case, judged: list[Judged], routed: Routed, settings: Settings
                 f"{joined['debounce_events_max']}, the first waits at most {joined['debounce_wait_ms_max']} ms"
             )
     return [_printable(line) for line in lines]
-
-
-def _tree(about: Case, judged: list[Judged], routed: Routed, settings: Settings) -> dict[str, Any]:
-    """Return an explanation as a tree JSON can say."""
-    return {
-        "what": _what(about.item),
-        "number": about.item.phone_number_id,
-        "received_at": instant(about.item.received_at),
-        "sinks": list(routed.sinks),
-        "tags": list(routed.tags),
-        "reply": None if routed.reply is None else routed.reply.rule,
-        "holder": routed.holder,
-        "language": routed.language,
-        "debounce": _debounces(routed, settings),
-        "routes": [
-            {
-                "name": rule.name,
-                "verdict": verdict,
-                "conditions": [each._asdict() for each in conditions],
-            }
-            for rule, verdict, conditions in judged
-        ],
-    }
-
-
-def _debounces(routed: Routed, settings: Settings) -> dict[str, dict[str, int] | None]:
-    """Return, of each sink where a route or the sink itself says something of joining, how events are joined (None: not
-    at all), in the words of the settings."""
-    found: dict[str, dict[str, int] | None] = {}
-    by_name = {sink.name: sink for sink in settings.sinks}
-    for sink in (by_name[name] for name in routed.sinks if name in by_name):
-        said = routed.debounce_of(sink.name)
-        joined = debounce_of(said, sink)
-        if joined is not None:
-            found[sink.name] = {
-                "debounce_ms": joined.silence_ms,
-                "debounce_events_max": joined.events_max,
-                "debounce_wait_ms_max": joined.wait_ms_max,
-            }
-        elif said is not None:
-            found[sink.name] = None
-    return found
-
-
-def _what(item: Item) -> str:
-    return f"{item.kind} of type {item.message_type}" if item.message_type else item.kind
 
 
 def _printable(line: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Final, Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
@@ -29,11 +30,12 @@ class Slot(Struct, frozen=True):
 
 
 class Parameter(Struct, frozen=True):
-    """A parameter of a query: text of at most `most` characters, a whole number from 1 to `most`, or true or false."""
+    """A parameter of a query: text of at most `most` characters, a whole number from 1 to `most`, true or false, an
+    instant (Unix ms once it is read), or the id of a dead letter."""
 
     name: str
     what: str
-    kind: Literal["text", "count", "flag"]
+    kind: Literal["text", "count", "flag", "instant", "letter"]
     most: int = 0
 
 
@@ -80,7 +82,55 @@ RESUME: Final = Operation(
     "resume", "PUT", ("sinks", SINK, "resume"), "Let a sink's events go again, oldest first.", (), True
 )
 
-OPERATIONS: Final = (SINKS, PAUSE, RESUME)
+LETTER_ID: Final = r"[0-9]{1,3}-[0-9]{1,15}"
+LETTER: Final = Slot("id", "A dead letter, as the list names it.", LETTER_ID)
+
+LETTERS_MAX: Final = 200
+
+LETTERS: Final = Operation(
+    "deadletters",
+    "GET",
+    ("deadletters",),
+    "List dead letters, newest first, without what they hold.",
+    (
+        Parameter("log", "Those that stood on this log, e.g. `deliveries.assistant`.", "text", 60),
+        Parameter("reason", "Those set aside for this reason, e.g. `gave_up`.", "text", 60),
+        Parameter("limit", "At most so many; 50 unless said.", "count", LETTERS_MAX),
+        Parameter("before", "Those alone that are older than this one: the `before` of the page before.", "letter"),
+    ),
+)
+SHOW: Final = Operation(
+    "deadletter", "GET", ("deadletters", LETTER), "Show a dead letter with what it holds, customers masked."
+)
+REPLAY: Final = Operation(
+    "replay",
+    "POST",
+    ("deadletters", LETTER, "replay"),
+    "Put the record a dead letter holds back onto its log, and mark the letter.",
+    (
+        Parameter("again", "Also when it was put back before.", "flag"),
+        Parameter("dry_run", "Say whether it could be, and do nothing.", "flag"),
+    ),
+    True,
+)
+EXPLAIN: Final = Operation(
+    "explain",
+    "POST",
+    ("route", "explain"),
+    "Say which routes take a message, why the others do not, and what follows. Nothing is delivered.",
+    (
+        Parameter("number", "For a message alone: the phone_number_id it is written to.", "text", 32),
+        Parameter("at", "When it comes in; now unless said.", "instant"),
+        Parameter("first", "It is the customer's first message to that number.", "flag"),
+        Parameter("holder", "Who holds the conversation; `bot` unless said.", "text", 32),
+        Parameter("language", "The customer's language, where one is known.", "text", 32),
+    ),
+)
+
+OPERATIONS: Final = (SINKS, PAUSE, RESUME, LETTERS, SHOW, REPLAY, EXPLAIN)
+
+INSTANTS: Final = range(946_684_800_000, 4_102_444_800_000)
+"""From 2000 to 2100, in Unix ms."""
 
 _PARAMETERS_MAX: Final = 32
 
@@ -159,6 +209,22 @@ def _value(parameter: Parameter, text: str) -> Value | None:
             return int(text) if fits else None
         case "flag":
             return {"true": True, "false": False}.get(text)
+        case "instant":
+            return _instant(text)
+        case "letter":
+            return text if re.fullmatch(LETTER_ID, text) else None
+
+
+def _instant(text: str) -> int | None:
+    """Return an instant as Unix ms, None when it is none, has no zone, or is of a time nobody means."""
+    try:
+        at = datetime.fromisoformat(text)
+        if at.tzinfo is None:
+            return None
+        ms = round(at.timestamp() * 1_000)
+    except (ValueError, OverflowError):
+        return None
+    return ms if ms in INSTANTS else None
 
 
 def right(parameter: Parameter) -> str:
@@ -170,6 +236,10 @@ def right(parameter: Parameter) -> str:
             return f"a whole number from 1 to {parameter.most}"
         case "flag":
             return "true or false"
+        case "instant":
+            return "an instant with its zone, like 2026-03-01T12:00:00Z"
+        case "letter":
+            return "the id of a dead letter, like 0-17"
 
 
 def _shown(text: str) -> str:

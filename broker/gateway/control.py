@@ -9,19 +9,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from broker.clock import Clock
-from broker.core.control import NOTE_CHARS_MAX, PAUSE, RESUME, SINKS, Asked, Operation, Wrong, read
-from broker.errors import LogUnavailable
+from broker.core.control import (
+    EXPLAIN,
+    LETTER_ID,
+    LETTERS,
+    NOTE_CHARS_MAX,
+    PAUSE,
+    REPLAY,
+    RESUME,
+    SHOW,
+    SINKS,
+    Asked,
+    Operation,
+    Value,
+    Wrong,
+    read,
+)
+from broker.core.routing import BOT, explain
+from broker.deadletters import REASONS, Place, Standing, Wanted, as_headline, as_whole, find, newest, replay, written
+from broker.errors import LogUnavailable, Misconfigured, RecordTooLarge
+from broker.explanations import as_tree as explanation
 from broker.gateway.keys import Keys, bearer
 from broker.inspect import instant
 from broker.listener import Answer
 from broker.log.embedded import EmbeddedLog
 from broker.log.kafka import KafkaLog
+from broker.masking import Masking
+from broker.route_cases import asked as case_of
+from broker.route_cases import follows, read_samples, rules_of
 from broker.sink_control import as_tree, set_paused, states
 from broker.visit import LentVisit
 from schemas.settings import BotKey, Settings, SinkSettings
@@ -35,6 +57,17 @@ AT_ONCE_MAX = 4
 """Requests under way: each may read a log from its beginning, with up to 5 MB fetched at a time."""
 
 RETRY_AFTER_S = 5
+
+LETTERS_UNLESS_SAID = 50
+
+SHOWN_BYTES_MAX = 256 * 1024
+"""A letter that holds more is shown without it: to read and mask megabytes would keep the bots waiting."""
+
+EXPLAINED_MAX = 20
+"""Messages of one body. Each asks every route, and the worst pattern takes a tenth of a second."""
+
+MESSAGE_CHARS_MAX = 500
+"""Of what is said of a body that is wrong."""
 
 _JSON: Final = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
@@ -128,11 +161,15 @@ class Control:
         self._visit = LentVisit(engine)
         self._clock = clock
         self._under_way = 0
+        self._replaying = asyncio.Lock()
         self.use(settings)
 
     def use(self, settings: Settings) -> None:
-        """Answer from these settings from now on."""
+        """Answer from these settings from now on. Raises `ValueError` when they are wrong; the ones before stay."""
+        self._rules = rules_of(settings)
+        self._settings = settings
         self._sinks = {sink.name: sink for sink in settings.sinks}
+        self._masking = Masking.of(settings)
 
     async def take(self, call: ControlCall, body: bytes) -> Answer:
         """Answer an admitted request. Never raises for what it holds, nor when the log is away."""
@@ -156,7 +193,7 @@ class Control:
         return Answer(200, _JSON, msgspec.json.encode(tree), "controlled")
 
     async def _do(self, call: ControlCall, body: bytes) -> Any:
-        operation, slots, _ = call.asked
+        operation, slots, query = call.asked
         if operation is SINKS:
             sinks = list(self._sinks.values())
             found = await states(self._visit, sinks)
@@ -165,7 +202,20 @@ class Control:
             return await self._set_paused(call.key, self._sink(slots["name"]), paused=True, note=_note(body))
         if operation is RESUME:
             return await self._set_paused(call.key, self._sink(slots["name"]), paused=False, note="")
+        if operation is LETTERS:
+            return await self._letters(query)
+        if operation is SHOW:
+            one = await self._letter(slots["id"])
+            if len(one.entry.value) > SHOWN_BYTES_MAX:
+                return {**as_headline(one, self._masking), "record": None}
+            return {**as_headline(one, self._masking), "record": as_whole(one, self._masking)["record"]}
+        if operation is REPLAY:
+            return await self._replay(call.key, slots["id"], query)
+        if operation is EXPLAIN:
+            return await self._explain(body, query)
         raise AssertionError(operation)
+
+    # ---- sinks
 
     def _sink(self, name: str) -> SinkSettings:
         sink = self._sinks.get(name)
@@ -183,6 +233,81 @@ class Control:
             "paused_at": instant(word.at) if paused else None,
             "note": note,
         }
+
+    # ---- dead letters
+
+    async def _letters(self, query: Mapping[str, Value]) -> Any:
+        wanted = Wanted(log=str(query.get("log", "")), reason=str(query.get("reason", "")))
+        before = _place(str(query["before"])) if "before" in query else None
+        page = await newest(self._visit, wanted, self._masking, int(query.get("limit", LETTERS_UNLESS_SAID)), before)
+        if not page.letters and page.before is None and before is None:
+            self._must_be_known(wanted)
+        return {"deadletters": page.letters, "before": None if page.before is None else written(page.before)}
+
+    def _must_be_known(self, wanted: Wanted) -> None:
+        """Refuse a name that is nobody's and in no letter: an empty list would look like good news."""
+        if wanted.reason and wanted.reason not in REASONS:
+            message = f"there is no such reason, and no letter of one; there are {', '.join(REASONS)}"
+            raise Refusal(Wrong(400, "invalid", message, "query.reason"))
+        if wanted.log:
+            try:
+                self._visit.partitions(wanted.log)
+            except Misconfigured as error:
+                raise Refusal(Wrong(400, "invalid", f"{error}; and no letter of it", "query.log")) from None
+
+    async def _letter(self, id_: str) -> Standing:
+        place = _place(id_)
+        one = None if place is None else await find(self._visit, place)
+        if one is None:
+            message = "there is no such dead letter; ids are as the list says them, like 0-17"
+            raise Refusal(Wrong(404, "not_found", message, "path.id"))
+        return one
+
+    async def _replay(self, key: BotKey, id_: str, query: Mapping[str, Value]) -> Any:
+        async with self._replaying:  # two at once would both find it not put back yet
+            one = await self._letter(id_)
+            if one.replayed_at is not None and not query.get("again"):
+                message = f"it was put back at {instant(one.replayed_at)}; again=true does it once more"
+                raise Refusal(Wrong(409, "conflict", message, "path.id"))
+            try:
+                done = await replay(self._visit, one, self._clock, dry_run=bool(query.get("dry_run")))
+            except RecordTooLarge as error:
+                raise Refusal(Wrong(409, "conflict", str(error), "path.id")) from None
+        if done.refused:
+            raise Refusal(Wrong(409, "conflict", done.refused, "path.id"))
+        if not query.get("dry_run"):
+            logger.info("key %s: dead letter %s is put back on %s", key.name, done.place, done.log)
+        return {"id": id_, "log": done.log, "reason": done.reason, "replayed": not query.get("dry_run")}
+
+    # ---- routes
+
+    async def _explain(self, body: bytes, query: Mapping[str, Value]) -> Any:
+        rules, settings, masking = self._rules, self._settings, self._masking
+        try:
+            at = int(query.get("at", self._clock.now()))
+            items = read_samples(body, settings, at, str(query.get("number", "")))
+        except (Misconfigured, RecursionError) as error:
+            said = str(error)[:MESSAGE_CHARS_MAX]
+            raise Refusal(Wrong(400, "invalid", said, "body" if not said.startswith("number ") else "query")) from None
+        if len(items) > EXPLAINED_MAX:
+            message = f"holds {len(items)} updates, at most {EXPLAINED_MAX} are explained at once"
+            raise Refusal(Wrong(400, "invalid", message, "body"))
+        explained = []
+        for item in items:
+            first, holder = bool(query.get("first")), str(query.get("holder", BOT))
+            about = case_of(item, first, holder, str(query.get("language", "")))
+            tree = explanation(about, explain(rules, about), follows(rules, settings, about), settings)
+            explained.append(masking.tree(tree))
+            await asyncio.sleep(0)
+        return {"explained": explained}
+
+
+def _place(id_: str) -> Place | None:
+    """Return the place that an id of a dead letter names."""
+    if not re.fullmatch(LETTER_ID, id_):
+        return None
+    partition, _, offset = id_.partition("-")
+    return int(partition), int(offset)
 
 
 def _in_doubt(operation: Operation) -> str:

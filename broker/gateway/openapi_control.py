@@ -7,7 +7,23 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from broker.core.control import NOTE_CHARS_MAX, OPERATIONS, PAUSE, RESUME, SINKS, Operation, Parameter, Slot, written
+from broker.core.control import (
+    EXPLAIN,
+    LETTER_ID,
+    LETTERS,
+    LETTERS_MAX,
+    NOTE_CHARS_MAX,
+    OPERATIONS,
+    PAUSE,
+    REPLAY,
+    RESUME,
+    SHOW,
+    SINKS,
+    Operation,
+    Parameter,
+    Slot,
+    written,
+)
 
 Json = dict[str, Any]
 
@@ -46,6 +62,46 @@ _SINK: Final[Json] = {
     "to": {"type": "string", "description": "Where its events go: a URL or a topic."},
 }
 
+_INSTANT: Final[Json] = {"type": "string", "format": "date-time"}
+_ID: Final[Json] = {"type": "string", "pattern": f"^{LETTER_ID}$"}
+_TEXTS: Final[Json] = {"type": "array", "items": _TEXT}
+
+_HEADLINE: Final[Json] = {
+    "id": _ID,
+    "at": _INSTANT,
+    "stage": {"type": "string", "description": "Who set it aside; empty when the letter is of another version."},
+    "reason": _TEXT,
+    "attempts": _COUNT,
+    "log": {"type": "string", "description": "Where the record stood; empty when it never stood on a log."},
+    "partition": {"type": "integer"},
+    "offset": {"type": "integer"},
+    "sink": {"type": "string", "description": "The sink it was meant for, empty when for none."},
+    "key": {"type": "string", "description": "Whose it is, masked."},
+    "detail": _TEXT,
+    "bytes": {**_COUNT, "description": "What it holds."},
+    "replayed_at": _INSTANT_OR_NULL,
+}
+_CONDITION: Final[Json] = _object({"name": _TEXT, "wanted": _TEXT, "found": _TEXT, "holds": {"type": "boolean"}})
+_ROUTE: Final[Json] = _object(
+    {
+        "name": _TEXT,
+        "verdict": {"enum": ["taken", "not taken", "not reached"]},
+        "conditions": {"type": "array", "items": _CONDITION},
+    }
+)
+_EXPLAINED: Final[Json] = {
+    "what": _TEXT,
+    "number": {"type": "string", "description": "The phone_number_id, empty when it has none."},
+    "received_at": _INSTANT,
+    "sinks": {**_TEXTS, "description": "Who would get it."},
+    "tags": _TEXTS,
+    "reply": {"type": ["string", "null"], "description": "The route whose reply the broker would send."},
+    "holder": _TEXT,
+    "language": _TEXT,
+    "debounce": {"type": "object", "description": "For each sink that joins events, how; null: it does not."},
+    "routes": {"type": "array", "items": _ROUTE},
+}
+
 SCHEMAS: Final[Json] = {
     "ControlError": _object(
         {
@@ -60,6 +116,20 @@ SCHEMAS: Final[Json] = {
     ),
     "Sinks": _object({"sinks": {"type": "array", "items": _object(_SINK)}}),
     "SinkWord": _object(_WORD, "What holds of the sink from now on: durable, and followed within about a second."),
+    "DeadLetters": _object(
+        {
+            "deadletters": {"type": "array", "maxItems": LETTERS_MAX, "items": _object(_HEADLINE)},
+            "before": {"type": ["string", "null"], "description": "Ask with it for older ones; null: there are none."},
+        }
+    ),
+    "DeadLetter": _object(
+        {
+            **_HEADLINE,
+            "record": {"type": ["object", "null"], "description": "What it holds, masked; null when it is too large."},
+        }
+    ),
+    "Replay": _object({"id": _ID, "log": _TEXT, "reason": _TEXT, "replayed": {"type": "boolean"}}),
+    "Explained": _object({"explained": {"type": "array", "items": _object(_EXPLAINED)}}),
 }
 
 _NOTE: Final[Json] = {
@@ -72,11 +142,25 @@ _ANSWERS: Final[dict[str, tuple[str, str]]] = {
     SINKS.name: ("Sinks", "Every configured sink."),
     PAUSE.name: ("SinkWord", "It is paused."),
     RESUME.name: ("SinkWord", "It runs."),
+    LETTERS.name: ("DeadLetters", "A page of them."),
+    SHOW.name: ("DeadLetter", "The letter."),
+    REPLAY.name: ("Replay", "It is back on its log; with `dry_run` it could be."),
+    EXPLAIN.name: ("Explained", "Each update of the body, and what the routes make of it."),
 }
 """Schema and description of what is answered when all is well."""
 
-_BODIES: Final[dict[str, Json]] = {PAUSE.name: {"required": False, "content": {"application/json": {"schema": _NOTE}}}}
+_MESSAGE: Final[Json] = {
+    "type": "object",
+    "description": "A webhook body as Meta sends it (`entry`), one of its `messages` (`type`), or a record as "
+    "`depesche tail conversations --json --reveal` prints it (`record`).",
+    "anyOf": [{"required": ["entry"]}, {"required": ["type"]}, {"required": ["record"]}],
+}
+_BODIES: Final[dict[str, Json]] = {
+    PAUSE.name: {"required": False, "content": {"application/json": {"schema": _NOTE}}},
+    EXPLAIN.name: {"required": True, "content": {"application/json": {"schema": _MESSAGE}}},
+}
 
+_CONFLICT: Final = {"409": "It was put back before, or cannot be; the message says which."}
 _ERRORS: Final = {
     "400": "A parameter or the body is not as it must be.",
     "401": "There is no such key.",
@@ -111,7 +195,7 @@ def _operation(operation: Operation) -> Json:
         "security": [{"control": []}],
         "responses": {
             "200": _answer(description, _ref(ref)),
-            **{status: _answer(text, _ref("ControlError")) for status, text in _ERRORS.items()},
+            **{status: _answer(text, _ref("ControlError")) for status, text in _errors(operation)},
         },
     }
     if operation.parameters:
@@ -119,6 +203,11 @@ def _operation(operation: Operation) -> Json:
     if operation.name in _BODIES:
         whole["requestBody"] = _BODIES[operation.name]
     return whole
+
+
+def _errors(operation: Operation) -> list[tuple[str, str]]:
+    """Return the statuses an operation may be refused with, and why."""
+    return sorted((_ERRORS | (_CONFLICT if operation is REPLAY else {})).items())
 
 
 def _answer(description: str, ref: Json) -> Json:
@@ -139,4 +228,8 @@ def _parameter(parameter: Parameter) -> Json:
             schema = {"type": "integer", "minimum": 1, "maximum": parameter.most}
         case "flag":
             schema = {"type": "boolean"}
+        case "instant":
+            schema = _INSTANT
+        case "letter":
+            schema = _ID
     return {"name": parameter.name, "in": "query", "description": parameter.what, "schema": schema}

@@ -15,17 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from broker import deadletters as dead
 from broker import metrics
 from broker.clock import SystemClock
 from broker.core.addresses import AddressGuard
+from broker.core.control import Asked, read
 from broker.gateway import control
-from broker.log.catalogue import CONTROL, deliveries
+from broker.log.catalogue import CONTROL, DEADLETTERS, deliveries
 from broker.log.contract import Draft
 from broker.log.embedded import EmbeddedLog
 from broker.secrets import Secret
-from schemas.records import decode_control
+from schemas.records import DeadLetter, DeliveryEvent, Replayed, decode_control, encode
+from schemas.settings import Route, Then, When
 from tests.actors.bots import Bot, until
 from tests.actors.ports import KEY, NUMBER, OPERATOR_KEY, embedded, entries, gated, head, settings, status_of, talk
 from tests.actors.test_delivery_stage import QUICK, value
@@ -290,3 +296,272 @@ async def test_sinks_follow_a_configuration_that_changes(port: Port) -> None:
     assert port.gateway._operators is not None
     port.gateway._operators.use(replace(of, sinks=[replace(of.sinks[0], url="http://127.0.0.1:10/")]))
     assert (await ask(port, "GET", "/sinks"))[1]["sinks"][0]["to"] == "http://127.0.0.1:10/"
+
+
+# ---- dead letters
+
+
+def letter(
+    log: str, held: bytes, *, reason: str = "gave_up", detail: str = "status 500", at: int = 1_700_000_000_000
+) -> Draft:
+    """A dead letter as the delivery stage sets one aside."""
+    return Draft(b"brand:4915550001234", encode(DeadLetter(log, 0, 7, b"ada", held, "delivery", reason, detail, 3, at)))
+
+
+async def set_aside(port: Port, *letters: Draft) -> None:
+    await port.engine.append(DEADLETTERS, letters, 5.0)
+
+
+async def listed(port: Port, query: str = "") -> tuple[list[str], Any]:
+    """The ids of a page, and where to go on."""
+    status, said, _ = await ask(port, "GET", f"/deadletters{query}")
+    assert status == 200, said
+    return [one["id"] for one in said["deadletters"]], said["before"]
+
+
+async def test_a_dead_letter_that_is_put_back_over_http_reaches_the_sink(
+    port: Port, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bot was mended: what it missed comes, once, and the letter says so."""
+    caplog.set_level(logging.INFO, "depesche.control")
+    async with delivering(port.engine) as bot:
+        await set_aside(port, letter(deliveries("bot"), value("ada", 7)))
+        assert await listed(port) == (["0-0"], None)
+        status, said, _ = await ask(port, "POST", "/deadletters/0-0/replay?dry_run=true")
+        expected = {"id": "0-0", "log": "deliveries.bot", "reason": "gave_up", "replayed": False}
+        assert (status, said) == (200, expected)
+        assert await entries(port.engine, deliveries("bot")) == []
+        assert caplog.messages == []
+        status, said, _ = await ask(port, "POST", "/deadletters/0-0/replay")
+        assert (status, said) == (200, {**expected, "replayed": True})
+        await until(lambda: [one.number for one in bot.seen] == [7])
+        assert caplog.messages == ["key operator: dead letter 0/0 is put back on deliveries.bot"]
+        answer = await ask(port, "POST", "/deadletters/0-0/replay")
+        assert wrong(answer) == (409, "conflict", "path.id")
+        assert "again=true does it once more" in answer[1]["error"]["message"]
+        assert len(await entries(port.engine, deliveries("bot"))) == 1
+        _, said, _ = await ask(port, "GET", "/deadletters/0-0")
+        assert said["replayed_at"] is not None
+        assert (await ask(port, "POST", "/deadletters/0-0/replay?again=true"))[0] == 200
+        await until(lambda: len(bot.seen) == 2)
+
+
+async def test_two_who_put_the_same_letter_back_at_once_put_it_back_once(port: Port) -> None:
+    """Two people on call press the same button."""
+    await set_aside(port, letter(deliveries("bot"), value("ada", 7)))
+    answers = await asyncio.gather(*(ask(port, "POST", "/deadletters/0-0/replay") for _ in range(3)))
+    assert sorted(answer[0] for answer in answers) == [200, 409, 409]
+    assert len(await entries(port.engine, deliveries("bot"))) == 1
+
+
+async def test_letters_come_newest_first_and_page_by_page(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, each once, whether the page ends in the midst of a stretch, at its end, or for the look's bound."""
+    await set_aside(port, *(letter(deliveries("bot"), b"x", reason=f"r{n % 2}") for n in range(9)))
+    assert (await ask(port, "POST", "/deadletters/0-7/replay"))[0] == 200
+    assert await listed(port) == ([f"0-{n}" for n in reversed(range(9))], None)
+    for stretch, bound in ((500, 50_000), (2, 50_000), (3, 3), (1, 1)):
+        monkeypatch.setattr(dead, "STRETCH_RECORDS", stretch)
+        monkeypatch.setattr(dead, "LOOKED_AT_MAX", bound)
+        for query, wanted in (("limit=2", range(9)), ("limit=2&reason=r1", range(1, 9, 2)), ("limit=9", range(9))):
+            found: list[str] = []
+            before = None
+            for _ in range(20):
+                ids, before = await listed(port, f"?{query}" + (f"&before={before}" if before else ""))
+                found += ids
+                if before is None:
+                    break
+            assert found == [f"0-{n}" for n in reversed(wanted)], (stretch, bound, query)
+        _, said, _ = await ask(port, "GET", "/deadletters?limit=1&before=0-8")
+        assert said["deadletters"][0]["replayed_at"] is not None, "its mark stands behind all pages"
+    monkeypatch.undo()
+    assert await listed(port, "?log=deliveries.bot&limit=1") == (["0-8"], "0-8")
+    assert await listed(port, "?before=0-0") == ([], None)
+
+
+async def test_customers_are_masked_in_letters_as_the_command_masks_them(port: Port) -> None:
+    """Key, detail and content: whoever looks why a bot failed need not see whose message it was."""
+    body = json.dumps({"from": "4915550001234", "text": "call 0155 500 01234"}).encode()
+    event = encode(DeliveryEvent("e1", "message", NUMBER, "brand:4915550001234", body, 1, 1))
+    await set_aside(port, letter(deliveries("bot"), event, detail="refused for +49 1555 000-1234"))
+    for path in ("/deadletters", "/deadletters/0-0"):
+        status, said, _ = await ask(port, "GET", path)
+        assert status == 200
+        assert "0001234" not in json.dumps(said)
+        assert "000-1234" not in json.dumps(said)
+    assert said["record"]["value"]["body"]["from"] == "••••234"
+    assert said["record"]["value"]["phone_number_id"] == NUMBER
+    assert (said["detail"], said["bytes"], said["sink"]) == ("refused for +••••234", len(event), "bot")
+
+
+async def test_a_letter_is_told_whatever_it_holds(port: Port) -> None:
+    """What a later version wrote, what never stood on a log, what is too large to show: each has its line."""
+    large = letter(deliveries("bot"), b'{"from":"' + b"4" * 600_000)
+    strange = Draft(b"k", b"\xc1 of a version to come")
+    await set_aside(port, strange, letter("", b"{", reason="malformed"), large)
+    ids, _ = await listed(port)
+    assert ids == ["0-2", "0-1", "0-0"]
+    _, said, _ = await ask(port, "GET", "/deadletters/0-2")
+    assert (said["record"], said["bytes"]) == (None, 600_009)
+    _, said, _ = await ask(port, "GET", "/deadletters/0-0")
+    assert (said["stage"], said["detail"]) == ("", "of another version")
+    for id_, why in (("0-0", "newer than this one"), ("0-1", "never stood on a log")):
+        answer = await ask(port, "POST", f"/deadletters/{id_}/replay")
+        assert wrong(answer) == (409, "conflict", "path.id")
+        assert why in answer[1]["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("GET", "/deadletters?limit=0", (400, "invalid", "query.limit")),
+        ("GET", "/deadletters?limit=201", (400, "invalid", "query.limit")),
+        ("GET", "/deadletters?before=7", (400, "invalid", "query.before")),
+        ("GET", "/deadletters?before=0/7", (400, "invalid", "query.before")),
+        ("GET", "/deadletters?reason=gave_upp", (400, "invalid", "query.reason")),
+        ("GET", "/deadletters?log=deliveries.nobody", (400, "invalid", "query.log")),
+        ("GET", "/deadletters?sink=bot", (400, "invalid", "query")),
+        ("GET", "/deadletters/0-99", (404, "not_found", "path.id")),
+        ("GET", "/deadletters/9-0", (404, "not_found", "path.id")),
+        ("GET", "/deadletters/0-999999999999999", (404, "not_found", "path.id")),
+        ("GET", "/deadletters/" + "9" * 400 + "-1", (404, "not_found", "path.id")),
+        ("GET", "/deadletters/%D9%A3-1", (404, "not_found", "path.id")),
+        ("POST", "/deadletters/0-99/replay", (404, "not_found", "path.id")),
+        ("POST", "/deadletters/0-1/replay", (404, "not_found", "path.id")),
+        ("POST", "/deadletters/0-0/replay?again=1", (400, "invalid", "query.again")),
+        ("DELETE", "/deadletters/0-0", (405, "method_not_allowed", "method")),
+    ],
+)
+async def test_what_cannot_be_right_about_letters_is_refused(
+    port: Port, method: str, path: str, expected: tuple[int, str, str]
+) -> None:
+    """A name that is nobody's above all: an empty list would look like good news. `0-1` is a mark, and no letter."""
+    await set_aside(port, letter(deliveries("bot"), b"x"))
+    await port.engine.append(DEADLETTERS, [Draft(b"k", encode(Replayed(0, 5, 1)))], 5.0)
+    assert wrong(await ask(port, method, path)) == expected
+    assert await entries(port.engine, deliveries("bot")) == []
+
+
+async def test_a_reason_of_a_known_name_without_letters_is_an_empty_list(port: Port) -> None:
+    """And so is a log of ours."""
+    assert await listed(port, "?reason=poison") == ([], None)
+    assert await listed(port, "?log=conversations") == ([], None)
+
+
+# ---- routes
+
+ROUTED = replace(
+    settings(),
+    routes=[
+        Route(name="german", when=When(keywords=["hallo"]), then=Then(sinks=["bot"], tags=["de"])),
+        Route(name="first", when=When(first_message=True, holders=["bot"]), then=Then(sinks=["bot"])),
+    ],
+)
+HELLO = {"type": "text", "from": "4915550001234", "text": {"body": "Hallo, ich bin 0155 500 01234"}}
+
+
+@pytest.fixture
+async def routing(tmp_path: Path) -> AsyncIterator[Port]:
+    """A gateway of a brand with routes."""
+    async with embedded(tmp_path, ROUTED) as engine, serving(engine, ROUTED) as port:
+        yield port
+
+
+async def test_where_a_message_would_go_is_explained_and_nothing_goes(routing: Port) -> None:
+    """What `depesche route explain` says of the same bytes, the customer masked."""
+    status, said, _ = await ask(routing, "POST", "/route/explain?at=2026-03-01T12:00:00Z", HELLO)
+    assert status == 200
+    (one,) = said["explained"]
+    assert (one["what"], one["number"], one["received_at"]) == (
+        "message of type text",
+        NUMBER,
+        "2026-03-01T12:00:00.000Z",
+    )
+    assert (one["sinks"], one["tags"]) == (["bot"], ["de"])
+    assert [(route["name"], route["verdict"]) for route in one["routes"]] == [
+        ("german", "taken"),
+        ("first", "not reached"),
+    ]
+    assert "01234" not in json.dumps(said)
+    other = {**HELLO, "text": {"body": "hello"}}
+    for query, sinks in (("", []), ("?first=true", ["bot"]), ("?first=true&holder=orders", [])):
+        _, said, _ = await ask(routing, "POST", f"/route/explain{query}", other)
+        assert said["explained"][0]["sinks"] == sinks
+    for log in ("conversations", deliveries("bot")):
+        assert await entries(routing.engine, log) == []
+
+
+async def test_what_is_explained_follows_a_configuration_that_changes(routing: Port) -> None:
+    """And one that cannot be compiled changes nothing."""
+    operators = routing.gateway._operators
+    assert operators is not None
+    operators.use(settings())
+    _, said, _ = await ask(routing, "POST", "/route/explain", HELLO)
+    assert said["explained"][0]["routes"] == []
+    with pytest.raises(ValueError, match="regex"):
+        operators.use(replace(ROUTED, routes=[replace(ROUTED.routes[0], when=When(regex="("))]))
+    assert (await ask(routing, "POST", "/route/explain", HELLO))[0] == 200
+
+
+@pytest.mark.parametrize("sample", sorted((Path(__file__).parents[1] / "wire" / "webhooks").glob("*.json")), ids=str)
+async def test_every_webhook_meta_documents_is_explained(routing: Port, sample: Path) -> None:
+    """Or refused with a reason, where it would become a dead letter."""
+    status, said, _ = await ask(routing, "POST", "/route/explain", await asyncio.to_thread(sample.read_bytes))
+    assert status == 200, said
+    assert said["explained"]
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "where"),
+    [
+        ("", b"", "body"),
+        ("", b"nonsense", "body"),
+        ("", b"\xff\xfe", "body"),
+        ("", b"[" * 100_000, "body"),
+        ("", b'{"type":' * 60_000, "body"),
+        ("", [], "body"),
+        ("", {}, "body"),
+        ("", {"type": 7}, "body"),
+        ("", {"entry": 7}, "body"),
+        ("", {"record": {"type": "send"}}, "body"),
+        ("", {"record": {"type": "item", "body": {"entry": []}, "received_at": 10**30}}, "body"),
+        ("", {"record": {"type": "item", "body": {"entry": []}, "received_at": True}}, "body"),
+        ("", {"entry": [{"id": "1", "changes": [{"field": "messages", "value": {"messages": [HELLO] * 21}}]}]}, "body"),
+        ("?number=1", HELLO, "query"),
+        ("?at=2026-03-01", HELLO, "query.at"),
+        ("?at=1700000000", HELLO, "query.at"),
+        ("?at=9999-12-31T23:59:59-23:59", HELLO, "query.at"),
+        ("?first=1", HELLO, "query.first"),
+        ("?language=" + "x" * 40, HELLO, "query.language"),
+    ],
+)
+async def test_what_cannot_be_explained_is_refused(routing: Port, query: str, body: Any, where: str) -> None:
+    """With what would be right, and never for long."""
+    answer = await ask(routing, "POST", f"/route/explain{query}", body)
+    assert wrong(answer) == (400, "invalid", where)
+    assert len(answer[1]["error"]["message"]) < 700
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = ("from", "id", "timestamp", "type", "text", "context", "interactive", "referral", "from_user_id", "button")
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), JSON, max_size=6), JSON)
+@hypothesis_settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+def test_whatever_a_message_holds_it_is_explained_or_refused(members: dict[str, Any], text: Any) -> None:
+    """Never a crash: what an operator pastes in is what came from outside."""
+    engine = EmbeddedLog(Path("/nonexistent"), [], clock=SystemClock(), rng=random.Random(1))
+    operators = control.Control(ROUTED, engine, SystemClock())
+    (key,) = [key for key in ROUTED.keys if key.control]
+    for body in ({"type": "text", "text": text, **members}, {"entry": [{"changes": [{"value": members}]}]}, text):
+        found = read("POST", f"{V1}/route/explain")
+        assert isinstance(found, Asked)
+        call = control.ControlCall(key, found)
+        answer = asyncio.run(operators.take(call, json.dumps(body).encode()))
+        assert answer.status in (200, 400)
+        json.loads(answer.body)

@@ -32,7 +32,9 @@ LOOK = Operation(
     (
         Parameter("limit", "How many.", "count", 50),
         Parameter("word", "What.", "text", 5),
-        Parameter("deep", "?", "flag"),
+        Parameter("deep", "How.", "flag"),
+        Parameter("at", "When.", "instant"),
+        Parameter("last", "Which.", "letter"),
     ),
 )
 
@@ -89,6 +91,7 @@ def test_what_is_for_operators_is_nothing_of_graphs() -> None:
         ("", {}),
         ("limit=1&word=a%20b&deep=true", {"limit": 1, "word": "a b", "deep": True}),
         ("limit=50&deep=false", {"limit": 50, "deep": False}),
+        ("at=2026-03-01T12:00:00%2B01:00&last=0-17", {"at": 1_772_362_800_000, "last": "0-17"}),
         ("word=%C3%BC+%C3%BC", {"word": "ü ü"}),
     ],
 )
@@ -111,7 +114,12 @@ def test_parameters_are_read(look: None, query: str, values: dict[str, object]) 
         ("word=%00", "query.word", "must be 1 to 5 printable characters"),
         ("deep=yes", "query.deep", "'yes': must be true or false"),
         ("deep=true&deep=true", "query.deep", "stands there twice"),
-        ("limti=1", "query", "there is no parameter 'limti'; there are limit, word, deep"),
+        ("at=2026-03-01", "query.at", "must be an instant with its zone, like 2026-03-01T12:00:00Z"),
+        ("at=1700000000", "query.at", "must be an instant"),
+        ("at=0001-01-01T00:00:00Z", "query.at", "must be an instant"),
+        ("at=9999-12-31T23:59:59-23:59", "query.at", "must be an instant"),
+        ("last=0/17", "query.last", "must be the id of a dead letter, like 0-17"),
+        ("limti=1", "query", "there is no parameter 'limti'; there are limit, word, deep, at, last"),
         ("&".join(["deep=true"] * 40), "query", "more than 32 parameters"),
     ],
 )
@@ -142,7 +150,7 @@ def test_every_operation_has_a_name_a_path_and_words_of_its_own() -> None:
     assert len({(each.method, each.path) for each in OPERATIONS}) == len(OPERATIONS)
     for operation in OPERATIONS:
         assert operation.summary.endswith(".")
-        assert (operation.method != "GET") >= operation.is_change
+        assert operation.method != "GET" or not operation.is_change
         for slot in operation.path:
             if isinstance(slot, Slot):
                 re.compile(slot.pattern)
