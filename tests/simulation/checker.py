@@ -191,8 +191,9 @@ class Checker:
         found: list[str] = []
         on_log = {item.wamid for _, item in logs.items if item.kind == "message"}
         statuses_on_log = {(item.wamid, item.status) for _, item in logs.items if item.kind == "status"}
+        until = evidence.meta_stopped_at
         for seq, webhook in evidence.webhooks.items():
-            if seq not in evidence.acknowledged:
+            if seq not in evidence.acknowledged and (until is None or webhook.at < until):
                 found.append(f"I8: webhook item {seq} ({webhook.kind}) was never answered with 200")
             elif webhook.kind == "message" and webhook.wamid not in on_log:
                 found.append(f"I1: message of webhook item {seq} was answered with 200 and is on no log")

@@ -99,6 +99,8 @@ class Evidence:
         self.ticks: list[Ticked] = []
         self.wrote: list[Wrote] = []
         self.webhooks: dict[int, Webhook] = {}
+        self.meta_stopped_at: int | None = None
+        """When the platform was told to stop, by its clock: a webhook from then on stays in its journal."""
         self.acknowledged: dict[int, float] = {}
         """Items of POSTs that were answered with 200, by their number, and when."""
         self.held: list[Held] = []

@@ -108,6 +108,7 @@ class World:
 
     def stop(self) -> None:
         """End the run: whoever writes first, then whoever is written to."""
+        self.evidence.meta_stopped_at = self.sim.processes["platform"].clock.now()
         for name in ("brand", "platform"):
             self.sim.stop(name, STOP_S)
         self.sim.run(QUIET_S)
