@@ -105,6 +105,14 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _state(task: Path) -> str:
+    """Return the letter for what a thread does, as the kernel tells it; "X" when it is gone."""
+    try:
+        return task.joinpath("stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
 class Broker:
     """One node: its folder, its port, its process."""
 
@@ -175,6 +183,16 @@ class Broker:
         if self.process is not None and self.process.poll() is None:
             os.kill(self.process.pid, number)
 
+    def freeze(self) -> None:
+        """Stop it; when this returns none of its threads runs any more. Raises `TimeoutError`."""
+        self.signal(signal.SIGSTOP)
+        assert self.process is not None, "there is nothing to freeze"
+        deadline = time.monotonic() + READY_S_MAX
+        while any(_state(task) not in "TZX" for task in Path(f"/proc/{self.process.pid}/task").glob("*")):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"broker {self.port} does not freeze")
+            time.sleep(0.001)
+
     def kill(self) -> None:
         """Kill it as a power cut would kill the process, and wait until it is gone."""
         if self.process is not None:
@@ -218,7 +236,7 @@ class LocalKafka:
 
     def pause(self, node: int = 0) -> None:
         """Freeze a node: connections stay, nothing answers."""
-        self.brokers[node].signal(signal.SIGSTOP)
+        self.brokers[node].freeze()
 
     def resume(self, node: int = 0) -> None:
         """Thaw it."""
