@@ -2,6 +2,7 @@
 
 from tests.kafka.fixtures import breakable_kafka, kafka, kafka_prefix, own_kafka, session_kafka
 from tests.schedule import pytest_collection_modifyitems
+from tests.signals import pytest_configure
 
 __all__ = [
     "breakable_kafka",
@@ -9,5 +10,6 @@ __all__ = [
     "kafka_prefix",
     "own_kafka",
     "pytest_collection_modifyitems",
+    "pytest_configure",
     "session_kafka",
 ]
