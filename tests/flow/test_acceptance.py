@@ -41,6 +41,10 @@ TOURS = 200
 BEGUN_WITHIN_S = 25.0
 """So that whoever is in doubt when the worker dies has others after them: their statuses show that webhooks arrive."""
 
+FEW_BEGUN_WITHIN_S = 80.0
+"""Of the few that have turns on Kafka: a doubt wants a later status in its own partition, heard by its last owner, and
+the second change of owners is over half a minute after the first begin. Of a number that falls silent a doubt waits."""
+
 ANSWER_S_MAX = 150.0
 """A send whose owner died between its intent and its call is repeated after a minute of doubt."""
 
@@ -61,6 +65,11 @@ class Stage:
     def conversations(self) -> int:
         """How many customers have turns with the bot that quotes."""
         return CUSTOMERS - TOURS * len(self.strangers)
+
+    @property
+    def begun_within_s(self) -> float:
+        """In what time they begin."""
+        return FEW_BEGUN_WITHIN_S if self.strangers else BEGUN_WITHIN_S
 
     @property
     def numbers(self) -> Sequence[Number]:
@@ -117,7 +126,7 @@ async def make_trouble(stage: Stage) -> None:
     await stage.meta.begin(
         conversations=stage.conversations,
         turns=TURNS,
-        conversations_per_s=stage.conversations / BEGUN_WITHIN_S,
+        conversations_per_s=stage.conversations / stage.begun_within_s,
         numbers=[number.phone_number_id for number in stage.numbers],
         **trouble,
     )
