@@ -7,9 +7,10 @@ Records come in the order they were committed in, over all partitions asked for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sqlite3
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 from broker.errors import LogUnavailable, Misconfigured
@@ -28,9 +29,7 @@ def progress(folder: Path, group: str, log: str) -> list[tuple[int, int, int | N
 
     Blocks for as long as SQLite needs. Raises as `glance` does.
     """
-    file = folder / DATABASE
-    db = _opened(file)
-    try:
+    with _reading(folder) as (file, db):
         rows = db.execute(
             "SELECT places.id, next, offset, coalesce(metadata, '') FROM places LEFT JOIN followers "
             "ON followers.place = places.id AND followers.name = ? WHERE log = ? ORDER BY partition",
@@ -48,10 +47,6 @@ def progress(folder: Path, group: str, log: str) -> list[tuple[int, int, int | N
         }
         if not rows:
             raise Misconfigured(_no_such_place(db, file, log, None))
-    except sqlite3.Error as error:
-        raise LogUnavailable(f"{file}: cannot be read ({error})") from None
-    finally:
-        db.close()
     found = []
     for place, following, offset, text in rows:
         first, end = edges.get(place, (following, following))
@@ -62,9 +57,7 @@ def progress(folder: Path, group: str, log: str) -> list[tuple[int, int, int | N
 def commits(folder: Path, group: str, log: str) -> list[tuple[int | None, str]]:
     """Return for each partition of a log what a group committed (None: never) and its text: without a look at the
     records, for whoever knows where they begin and end. Blocks and raises as `progress` does."""
-    file = folder / DATABASE
-    db = _opened(file)
-    try:
+    with _reading(folder) as (file, db):
         rows: list[tuple[int | None, str]] = db.execute(
             "SELECT offset, coalesce(metadata, '') FROM places LEFT JOIN followers "
             "ON followers.place = places.id AND followers.name = ? WHERE log = ? ORDER BY partition",
@@ -72,10 +65,6 @@ def commits(folder: Path, group: str, log: str) -> list[tuple[int | None, str]]:
         ).fetchall()
         if not rows:
             raise Misconfigured(_no_such_place(db, file, log, None))
-    except sqlite3.Error as error:
-        raise LogUnavailable(f"{file}: cannot be read ({error})") from None
-    finally:
-        db.close()
     return rows
 
 
@@ -86,12 +75,21 @@ def must_exist(folder: Path) -> None:
         raise LogUnavailable(f"{file}: there is no log there yet; start `depesche run` once, or name another path")
 
 
-def _opened(file: Path) -> sqlite3.Connection:
-    must_exist(file.parent)
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[tuple[Path, sqlite3.Connection]]:
+    """Open a folder's log to read, and close it. Raises `LogUnavailable`, also for what SQLite says meanwhile."""
+    file = folder / DATABASE
+    must_exist(folder)
     try:
-        return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+        db = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
     except sqlite3.Error as error:
         raise LogUnavailable(f"{file}: cannot be opened ({error})") from None
+    try:
+        yield file, db
+    except sqlite3.Error as error:
+        raise LogUnavailable(f"{file}: cannot be read ({error})") from None
+    finally:
+        db.close()
 
 
 async def glance(
@@ -101,9 +99,7 @@ async def glance(
 
     Raises `Misconfigured` when there is no such log, `LogUnavailable` when the file is not there or cannot be read.
     """
-    file = folder / DATABASE
-    db = _opened(file)
-    try:
+    with _reading(folder) as (file, db):
         places = {
             int(place): int(number)
             for place, number in db.execute("SELECT id, partition FROM places WHERE log = ?", (log,))
@@ -129,10 +125,6 @@ async def glance(
             if not tail:
                 return
             await asyncio.sleep(TAIL_WAIT_S)
-    except sqlite3.Error as error:
-        raise LogUnavailable(f"{file}: cannot be read ({error})") from None
-    finally:
-        db.close()
 
 
 def _no_such_place(db: sqlite3.Connection, file: Path, log: str, partition: int | None) -> str:
