@@ -29,6 +29,7 @@ from broker.core.endpoints import (
     Endpoint,
     Endpoints,
     Refusal,
+    Scope,
     Target,
     clean_body,
     clean_query,
@@ -218,6 +219,7 @@ class Gateway:
     def _find(self, method: str, target: Target, key: BotKey) -> tuple[Endpoint, str] | Answer:
         """Return what is called and with which number's token: the key's own, whatever it asks for."""
         node, edge = target.node, target.edge
+        scope: Scope
         if not (node.isascii() and node.isdigit()):
             return self._refuse(404, answers.UNKNOWN_PATH, "not_found", close=True)
         if target.ours:
@@ -234,10 +236,10 @@ class Gateway:
             return self._refuse(400, answers.not_found(node, method), "not_found", close=True)
         if not number:
             return self._refuse(400, answers.not_found(node, method), "not_found", close=True)
-        endpoint = self._endpoints.find(method, "number" if scope == "number" else "waba", edge)
+        endpoint = self._endpoints.find(method, scope, edge)
         if endpoint is not None:
             return endpoint, number
-        methods = self._endpoints.methods("number" if scope == "number" else "waba", edge)
+        methods = self._endpoints.methods(scope, edge)
         if methods and edge:
             return self._wrong_method(methods)
         if not edge and method != "GET":

@@ -1,8 +1,8 @@
 """Control over HTTP: what an operator asks for with a key of their own, answered from the logs and written to them.
 
-It does what the commands do, by the same functions (`broker.sink_control`), on the log that this process has open.
-What is changed is durable when it is answered, and a line in the log says which key changed it. Each request has a
-bounded time, and few run at once: the gateway's first duty is to the bots.
+It does what the commands do, by the same functions (`broker.sink_control`, `broker.deadletters`), on the log that this
+process has open. What is changed is durable when it is answered, and a line in the log says which key changed it. Each
+request has a bounded time, and few run at once: the gateway's first duty is to the bots.
 """
 
 from __future__ import annotations
