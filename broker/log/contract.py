@@ -154,7 +154,10 @@ class Lease(Protocol):
         ...
 
     async def commit(self, step: Step) -> None:
-        """Make a step durable and visible, whole. One at a time.
+        """Make a step durable, whole. One at a time.
+
+        It is decided when this returns, and every restore sees it. Readers see it a moment later: on Kafka once its
+        end is marked in each partition it touched, which the coordinator does after it has answered.
 
         Raises `LeaseRevoked` (AWAY; nothing written, keep the memory), `RecordTooLarge` (nothing written),
         `LeaseLost` (fenced, or the outcome is not known: drop everything).

@@ -15,6 +15,9 @@ STATE = LogSpec("state", 4, "last")
 JOURNAL = LogSpec("journal", 4, "journal", 60_000)
 LOGS = (IN, SECOND, OUT, STATE, JOURNAL)
 
+SHOWN_S_MAX = 20.0
+"""From a commit that returned until readers see it: milliseconds, but for a broker that waits for its disk."""
+
 COPY = Stage("copy", ("in",), "state")
 MERGE = Stage("merge", ("in", "second"), "state")
 
@@ -141,6 +144,15 @@ async def everything(engine: LogEngine, log: str, partition: int | None = None) 
     """Read a log, or one partition of it, from the first kept record to the present end."""
     partitions = range(engine.logs[log].partitions) if partition is None else (partition,)
     return [entry for number in partitions async for entry in engine.read(log, number)]
+
+
+async def shown(engine: LogEngine, log: str, count: int, partition: int | None = None) -> list[Entry]:
+    """Read a log once it shows so many records, or more: what a step derived is seen a moment after its commit."""
+    ends_at = asyncio.get_running_loop().time() + SHOWN_S_MAX
+    while len(entries := await everything(engine, log, partition)) < count:
+        assert asyncio.get_running_loop().time() < ends_at, f"{len(entries)} of {count} records within {SHOWN_S_MAX} s"
+        await asyncio.sleep(0.01)
+    return entries
 
 
 async def state_of(engine: LogEngine, stage: Stage, partition: int, timeout_s: float = 30.0) -> Restored:

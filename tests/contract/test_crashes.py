@@ -16,7 +16,7 @@ from broker.log.contract import LogEngine
 from tests.contract.child import PARTITION
 from tests.contract.engines import ENGINES
 from tests.contract.harness import Harness
-from tests.contract.programs import COPY, LOGS, everything, state_of
+from tests.contract.programs import COPY, LOGS, everything, shown, state_of
 
 ROOT = Path(__file__).parents[2]
 CHILDREN = [engine for engine in ENGINES if engine.child is not None]
@@ -137,6 +137,6 @@ async def whole(engine: LogEngine, harness: Harness) -> int:
     assert restored.position == {"in": last}
     assert restored.memo == b"%d" % last
     for partition in (0, 3):
-        values = [int(entry.value) for entry in await everything(engine, "out", partition)]
+        values = [int(entry.value) for entry in await shown(engine, "out", last + 1, partition)]
         assert values == list(range(last + 1))
     return last

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from broker.errors import LeaseLost, RecordTooLarge
 from broker.log.contract import RECORD_BYTES_MAX, SNAPSHOT, Draft, LeaseState, Stage, Step
 from tests.contract.harness import Harness
-from tests.contract.programs import COPY, LOGS, MERGE, Copying, Idle, everything, numbered, state_of, until
+from tests.contract.programs import COPY, LOGS, MERGE, Copying, Idle, everything, numbered, shown, state_of, until
 
 JOURNALLED = Stage("journalled", ("in",), "journal")
 
@@ -25,7 +25,7 @@ async def test_each_record_is_handled_once_with_the_state_before_it(harness: Har
     await until(lambda: copying.copied == 400)
     seen: dict[bytes, int] = {}
     values = []
-    for entry in await everything(engine, "out"):
+    for entry in await shown(engine, "out", 400):
         value, count = entry.value.split(b" #")
         seen[entry.key] = seen.get(entry.key, 0) + 1
         assert int(count) == seen[entry.key]
@@ -42,7 +42,7 @@ async def test_what_a_step_derives_stands_in_its_order(harness: Harness) -> None
     for step in range(5):
         derived = [("out", Draft(b"one", b"%d.%d" % (step, number), 3)) for number in range(4)]
         await lease.commit(Step({"in": step}, derived))
-    assert [entry.value for entry in await everything(engine, "out", 3)] == [
+    assert [entry.value for entry in await shown(engine, "out", 20, 3)] == [
         b"%d.%d" % (step, number) for step in range(5) for number in range(4)
     ]
 
@@ -191,7 +191,7 @@ async def test_an_oversized_record_refuses_the_step_and_spares_the_lease(harness
     assert await everything(engine, "out") == []
     assert lease.state is LeaseState.HELD
     await lease.commit(Step({"in": 1}, [("out", Draft(b"a", b"2"))], [(b"a", b"2")]))
-    assert [entry.value for entry in await everything(engine, "out")] == [b"2"]
+    assert [entry.value for entry in await shown(engine, "out", 1)] == [b"2"]
     assert idle.runs == 4
 
 
@@ -212,7 +212,7 @@ async def test_a_successor_fences_and_the_refused_step_is_never_read(harness: Ha
     with pytest.raises(LeaseLost):
         await lease.commit(Step({"in": 3}))
     await member.leave()
-    assert [entry.value for entry in await everything(engine, "out")] == [b"mine", b"theirs"]
+    assert [entry.value for entry in await shown(engine, "out", 2)] == [b"mine", b"theirs"]
     restored = await state_of(engine, COPY, 2)
     assert (dict(restored.records), restored.position, restored.memo) == ({b"a": b"theirs"}, {"in": 5}, b"theirs")
 
@@ -239,7 +239,7 @@ async def test_a_fenced_owner_runs_again_with_what_was_committed(harness: Harnes
     await engine.append("in", [Draft(b"k", b"1", 1), Draft(b"k", b"2", 1)], 10)
     await until(lambda: copying.copied >= 2)
     await until(lambda: copying.counts[1] == {b"k": 71})
-    values = [entry.value for entry in await everything(engine, "out")]
+    values = [entry.value for entry in await shown(engine, "out", 2)]
     assert values == [b"0 #1", b"2 #71"]
 
 
