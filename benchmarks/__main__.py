@@ -21,7 +21,7 @@ BENCHMARKS: dict[str, Callable[[Progress, int], list[Row]]] = {
     "sender": lambda progress, runs: bench_sender.measure(progress, runs=runs),
     "tier": lambda progress, runs: bench_tier.measure(progress, runs=runs),
 }
-"""By the first part of their rows' ids, in the order in which they run."""
+"""By their part, in the order in which they run."""
 
 
 def main() -> None:
@@ -36,11 +36,11 @@ def main() -> None:
     measured_as, measured_on, before = commit(), machine(), os.getloadavg()
     for name in names:
         for row in BENCHMARKS[name](lambda line: print(line, flush=True), max(1, given.runs)):
-            row.commit, row.machine = measured_as, measured_on
+            row.part, row.commit, row.machine = name, measured_as, measured_on
             row.settings["load_average"] = [round(load, 1) for load in before]
             rows.append(row)
     order = list(BENCHMARKS)
-    rows.sort(key=lambda row: order.index(row.id.partition(".")[0]))
+    rows.sort(key=lambda row: order.index(row.part))
     write(rows, given.into)
     print(f"written: {given.into / 'latest.md'}")
 
@@ -50,7 +50,7 @@ def kept(path: Path, measured: Sequence[str]) -> list[Row]:
     if not path.exists():
         return []
     rows = msgspec.convert(json.loads(path.read_text()), list[Row])
-    return [row for row in rows if row.id.partition(".")[0] not in measured]
+    return [row for row in rows if row.part not in measured]
 
 
 if __name__ == "__main__":

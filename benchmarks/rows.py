@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct, field
@@ -20,20 +21,45 @@ RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 
 
+class Goal(NamedTuple):
+    """What a figure has to reach: its value, or its ratio to a rival; at least so much, or at most."""
+
+    of: Literal["value", "ratio"]
+    kind: Literal["at least", "at most"]
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.of} {self.kind} {self.bound:g}"
+
+    def reached(self, value: float, ratio: float | None) -> bool:
+        """Whether it is. A ratio nobody measured reaches nothing."""
+        found = value if self.of == "value" else ratio
+        if found is None:
+            return False
+        return found >= self.bound if self.kind == "at least" else found <= self.bound
+
+
 class Row(Struct, kw_only=True):
     """One figure: the median of its runs, beside its rival's where it has one.
 
-    `ratio` is the median of the ratios run by run: value and rival of one run were measured within seconds of each
-    other. `settings` is what was measured how; `seen` what else was seen, medians again.
+    `part` is the benchmark it is of, as `--only` takes it. `ratio` is the median of the ratios run by run: value and
+    rival of one run were measured within seconds of each other; ours by theirs, or theirs by ours where the figure is a
+    cost and the goal a share of the rival's speed (`ratio_is` says which). `reached` is None where there is no goal.
+    `settings` is what was measured how; `seen` what else was seen, medians again; `note` why a goal is out of reach.
     """
 
     id: str
     value: float
     unit: str
     runs: list[float]
+    part: str = ""
     against: str = ""
     against_value: float | None = None
     ratio: float | None = None
+    ratio_is: str = ""
+    goal: str = ""
+    reached: bool | None = None
+    note: str = ""
     settings: Facts = field(default_factory=dict)
     seen: Facts = field(default_factory=dict)
     commit: str = ""
@@ -46,15 +72,23 @@ def row(
     runs: Sequence[float],
     *,
     rival: tuple[str, Sequence[float]] | None = None,
+    ratio_is: Literal["ours / theirs", "theirs / ours"] = "ours / theirs",
+    goal: Goal | None = None,
+    note: str = "",
     settings: Facts | None = None,
     seen: Facts | None = None,
 ) -> Row:
     """Make a row of its runs; `rival`: its name and its runs, one beside each of ours."""
     made = Row(id=id_, value=median(runs), unit=unit, runs=list(runs), settings=settings or {}, seen=seen or {})
+    made.note = note
     if rival is not None:
         made.against, theirs = rival
         made.against_value = median(theirs)
-        made.ratio = median(ours / other for ours, other in zip(runs, theirs, strict=True))
+        made.ratio_is = ratio_is
+        by_run = (ours / other for ours, other in zip(runs, theirs, strict=True))
+        made.ratio = median(by_run if ratio_is == "ours / theirs" else (1 / each for each in by_run))
+    if goal is not None:
+        made.goal, made.reached = str(goal), goal.reached(made.value, made.ratio)
     return made
 
 
@@ -110,15 +144,20 @@ def readable(rows: Sequence[Row]) -> str:
         "# Figures",
         "",
         "Written by `make bench` out of `latest.json`. What each ought to be and why, and what to think of these:",
-        "[sketch.md](../sketch.md). A value is the median of its runs; a ratio that of the runs' own ratios.",
+        "[sketch.md](../sketch.md). A value is the median of its runs; a ratio that of the runs' own ratios, ours by",
+        "theirs, or theirs by ours where it is marked ⁻¹: a share of the rival's speed.",
+        "",
+        _score(rows),
     ]
-    for name in dict.fromkeys(row.id.partition(".")[0] for row in rows):
-        of = [row for row in rows if row.id.partition(".")[0] == name]
+    for name in dict.fromkeys(row.part for row in rows):
+        of = [row for row in rows if row.part == name]
         common = {key: value for key, value in of[0].settings.items() if all(r.settings.get(key) == value for r in of)}
         lines += ["", f"## {name}", "", f"Commit {of[0].commit}, {of[0].machine}.", ""]
         lines += [f"- {key}: {value}" for key, value in common.items()]
-        lines += ["", "| figure | value | unit | beside | ratio | runs |", "| --- | ---: | --- | ---: | ---: | --- |"]
+        lines += ["", "| figure | value | unit | beside | ratio | goal | reached | runs |"]
+        lines += ["| --- | ---: | --- | ---: | ---: | --- | --- | --- |"]
         lines += [_line(row) for row in of]
+        lines += ["", *(f"- {row.id}: {row.note}" for row in of if row.note)] if any(row.note for row in of) else []
         lines += ["", "Seen beside it (medians):", ""]
         lines += [
             f"- {row.id}: " + ", ".join(f"{key} {_short(value)}" for key, value in row.seen.items())
@@ -131,8 +170,15 @@ def readable(rows: Sequence[Row]) -> str:
 def _line(row: Row) -> str:
     runs = " · ".join(_short(run) for run in row.runs)
     rival = "" if row.against_value is None else f"{_short(row.against_value)} ({row.against})"
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    return f"| {row.id} | {_short(row.value)} | {row.unit} | {rival} | {ratio} | {runs} |"
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}{'⁻¹' if row.ratio_is == 'theirs / ours' else ''}"
+    reached = {None: "", True: "yes", False: "**no**"}[row.reached]
+    return f"| {row.id} | {_short(row.value)} | {row.unit} | {rival} | {ratio} | {row.goal} | {reached} | {runs} |"
+
+
+def _score(rows: Sequence[Row]) -> str:
+    missed = [row.id for row in rows if row.reached is False]
+    goals = sum(row.reached is not None for row in rows)
+    return f"{goals - len(missed)} of {goals} goals reached." + (f" Missed: {', '.join(missed)}." if missed else "")
 
 
 def _short(value: object) -> str:

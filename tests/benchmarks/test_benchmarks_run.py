@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from benchmarks import bench_receiver, bench_sender, bench_tier, rows
 from benchmarks.load import SECRET, webhook
-from benchmarks.rows import Row
+from benchmarks.rows import Goal, Row
 from broker.core.signature import Signer, sign
 from broker.core.webhook import split
 from tests.kafka.fixtures import KafkaForTests
@@ -105,3 +106,26 @@ def test_results_are_written_for_machines_and_for_people(tmp_path: Path) -> None
     assert found["runs"] == [3.0, 1.0, 2.0]
     assert "Python" in found["machine"]
     assert "| receiver.x.c1.cpu_us | 2.00 | µs | 1.00 (receiver.bare) | 3.00 |" in (tmp_path / "latest.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("of", "kind", "bound", "reached"),
+    [
+        ("ratio", "at least", 0.5, True),
+        ("ratio", "at least", 0.51, False),
+        ("value", "at most", 2.0, True),
+        ("value", "at most", 1.9, False),
+    ],
+)
+def test_a_figure_says_whether_it_reaches_its_goal(
+    of: Literal["value", "ratio"], kind: Literal["at least", "at most"], bound: float, reached: bool
+) -> None:
+    """A cost beside a rival's cost is a share of its speed: half, where ours is two and theirs one."""
+    made = rows.row(
+        "P0.x", "µs", [2.0], rival=("bare", [1.0]), ratio_is="theirs / ours", goal=Goal(of, kind, bound), note="why"
+    )
+    assert (made.ratio, made.reached, made.goal) == (0.5, reached, f"{of} {kind} {bound:g}")
+    page = rows.readable([made])
+    assert ("1 of 1 goals reached." in page) is reached
+    assert ("Missed: P0.x." in page) is not reached
+    assert "- P0.x: why" in page
