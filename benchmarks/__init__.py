@@ -1,11 +1,12 @@
 """What Depesche costs, beside the barest thing that could do the same, in one run on one machine.
 
 __main__.py        all of it: `make bench`, or `python -m benchmarks --only receiver --runs 5`
-bench_receiver.py  CPU for each webhook made durable: embedded log, Kafka, a handler that only reads and answers
+bench_receiver.py  CPU for each webhook made durable: Kafka, embedded log, a handler that only reads and answers, a peer
 bench_sender.py    sends a second of one number without limits, beside a loop of an aiohttp client
 bench_tier.py      how much of Meta's tier is used under backlog, and how often Meta would have refused
 
-load.py            webhooks over many connections            webhook_servers.py  what they are aimed at
+load.py            webhooks at a steady rate                 wrk.py              webhooks as fast as they are answered
+webhook_servers.py what they are aimed at                    peers/              what people write without Depesche
 graph_servers.py   what sends are aimed at                   graph_callers.py    who sends
 child.py           each of these in a process of its own, pinned     rows.py     figures, and how they are written down
 

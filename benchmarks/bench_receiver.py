@@ -1,7 +1,8 @@
-"""What one webhook costs: CPU of the receiver's process until it is durable, beside a handler that keeps nothing.
+"""What one webhook costs: CPU of the receiver's process until it is durable. P1 on Kafka, P1e embedded, P2 the peer.
 
-Three servers stand side by side on one core, load and Kafka on the others; in each round each is loaded in its turn.
-Every answer must be 200, and afterwards the log must hold exactly one record for each.
+The servers stand side by side on one core, load and Kafka on the others; in each round each is loaded in its turn: full
+(wrk, closed loop) for what a webhook costs, at a stated rate (open loop) for what a sender feels. Every answer must be
+200, and afterwards the log must hold exactly one record for each webhook.
 """
 
 from __future__ import annotations
@@ -10,16 +11,31 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from benchmarks.child import Child, Cores, Facts, pin
-from benchmarks.load import webhook
-from benchmarks.rows import Progress, Row, medians, row
+from benchmarks.load import SECRET, webhook
+from benchmarks.rows import Goal, Progress, Row, medians, row
+from benchmarks.wrk import Wrk
 from tests.kafka.cluster import LocalKafka
 
-ENGINES = ("embedded", "kafka", "bare")
-CONNECTIONS = (64, 256)
+ENGINES = ("kafka", "embedded", "bare", "fastapi")
+IDS = {"kafka": "P1", "embedded": "P1e", "bare": "P1.bare", "fastapi": "P2.peer"}
+CONNECTIONS = (256, 64)
+
+GOALS = {
+    ("kafka", 256): Goal("ratio", "at least", 0.70),
+    ("kafka", 64): Goal("ratio", "at least", 0.45),
+    ("embedded", 256): Goal("ratio", "at least", 0.60),
+}
+"""Shares of the bare handler's speed."""
+PEER_GOAL = Goal("ratio", "at least", 3.5)
+"""How many webhooks of ours cost as much as one of the peer's."""
 
 SEEN = ("rate", "p50_ms", "p99_ms", "server_busy", "load_busy")
+
+WARM_COUNT = 1_000
+"""Webhooks before a round's first: caches, and how many a second there will be."""
 
 
 def measure(
@@ -27,10 +43,10 @@ def measure(
     *,
     runs: int = 3,
     seconds: float = 5.0,
-    warm_s: float = 1.0,
     connections: Sequence[int] = CONNECTIONS,
     engines: Sequence[str] = ENGINES,
     steady_mps: float = 1_000.0,
+    warm_count: int = WARM_COUNT,
     bootstrap: str = "",
 ) -> list[Row]:
     """Return CPU for each webhook under full load, and the latency of each engine at a stated rate.
@@ -39,35 +55,39 @@ def measure(
     """
     cores = Cores.of_this_machine()
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="depesche-bench-"))
-        if "kafka" in engines and not bootstrap:
-            kafka = LocalKafka()
-            stack.callback(kafka.stop)
-            for broker in kafka.brokers:
-                assert broker.process is not None
-                pin(broker.process.pid, cores.rest)
-            bootstrap = kafka.bootstrap
-        where = {"folder": folder, "bootstrap": bootstrap, "prefix": f"bench-{uuid.uuid4().hex[:8]}."}
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="depesche-bench-")))
+        if not bootstrap and not {"kafka", "fastapi"}.isdisjoint(engines):
+            bootstrap = kafka_on(cores.rest, stack)
         servers = {
-            engine: stack.enter_context(Child("webhook_servers", cores.measured, engine=engine, **where))
+            engine: stack.enter_context(
+                Child(
+                    "webhook_servers",
+                    cores.measured,
+                    engine=engine,
+                    folder=str(folder / engine),
+                    bootstrap=bootstrap,
+                    prefix=f"bench-{engine}-{uuid.uuid4().hex[:8]}.",
+                )
+            )
             for engine in engines
         }
-        load = stack.enter_context(Child("load", cores.rest))
+        wrk = Wrk(cores.rest, folder, SECRET)
+        steady = stack.enter_context(Child("load", cores.rest))
         taken = dict.fromkeys(engines, 0)
         found: dict[tuple[str, int, float], list[Facts]] = {}
-        shapes = [(count, 0.0) for count in connections] + [(connections[0], steady_mps)]
+        shapes = [(count, 0.0) for count in connections] + [(connections[-1], steady_mps)]
         for number in range(runs):
             for count, rate in shapes:
                 for engine, server in servers.items():
-                    seen = load.ask(
-                        port=server.facts["port"],
-                        connections=count,
-                        seconds=seconds,
-                        warm_s=warm_s,
-                        rate=rate,
-                        server=server.pid,
-                        first=taken[engine],
-                    )
+                    port = server.facts["port"]
+                    if rate:
+                        how: Facts = {"connections": count, "seconds": seconds, "warm_s": seconds / 5, "rate": rate}
+                        seen = steady.ask(port=port, server=server.pid, first=taken[engine], **how)
+                    else:
+                        warm = wrk.run(port, server.pid, count, taken[engine], max(count, warm_count))
+                        taken[engine] += warm["sent"]
+                        many = max(count, int(warm["rate"] * seconds))
+                        seen = wrk.run(port, server.pid, count, taken[engine], many)
                     taken[engine] += seen["sent"]
                     check(engine, seen, taken[engine], server.ask()["count"])
                     found.setdefault((engine, count, rate), []).append(seen)
@@ -75,17 +95,28 @@ def measure(
                         f"receiver {engine:8} c{count} {'full' if not rate else f'{rate:.0f}/s'} "
                         f"run {number + 1}: {seen['cpu_us']:.0f} µs, {seen['rate']:,.0f}/s, p99 {seen['p99_ms']:.1f} ms"
                     )
-    how = {
+    settings = {
         "runs": runs,
         "seconds": seconds,
-        "warm_s": warm_s,
         "server_cores": list(cores.measured),
         "load_cores": list(cores.rest),
         "body_bytes": len(webhook(0, 1_789_300_000)),
         "kafka": "one broker, acks=all, one copy, flush left to the broker as Kafka does",
         "embedded": "SQLite, WAL, fsynced before the answer",
+        "fastapi": "uvicorn with uvloop and httptools, aiokafka send_and_wait, acks=all",
     }
-    return [made for engine in engines for made in rows_of(engine, found, shapes, how)]
+    made = [made for engine in engines for made in rows_of(engine, found, shapes, settings)]
+    return made + beside_the_peer(found, shapes, settings)
+
+
+def kafka_on(cores: tuple[int, ...], stack: ExitStack) -> str:
+    """Start a broker on some cores, until the stack is left; return where it is."""
+    kafka = LocalKafka()
+    stack.callback(kafka.stop)
+    for broker in kafka.brokers:
+        assert broker.process is not None
+        pin(broker.process.pid, cores)
+    return kafka.bootstrap
 
 
 def check(engine: str, seen: Facts, sent: int, durable: int) -> None:
@@ -96,27 +127,45 @@ def check(engine: str, seen: Facts, sent: int, durable: int) -> None:
         raise RuntimeError(f"{engine}: {sent} webhooks were answered 200, {durable} are there")
 
 
-def rows_of(
-    engine: str,
-    found: dict[tuple[str, int, float], list[Facts]],
-    shapes: Sequence[tuple[int, float]],
-    how: Facts,
-) -> list[Row]:
-    """The rows of one engine."""
+Found = dict[tuple[str, int, float], list[Facts]]
+"""Runs by engine, connections and rate; rate 0 is as fast as can be."""
+
+
+def rows_of(engine: str, found: Found, shapes: Sequence[tuple[int, float]], how: Facts) -> list[Row]:
+    """The rows of one engine, beside the bare handler."""
     made = []
     for count, rate in shapes:
         runs = found[engine, count, rate]
         beside = found.get(("bare", count, rate)) if engine != "bare" else None
         name = "p99_ms" if rate else "cpu_us"
-        shape = f"at_{rate:.0f}_mps" if rate else f"c{count}"
+        shape = f"at_{rate:.0f}_mps.p99_ms" if rate else f"c{count}"
         made.append(
             row(
-                f"receiver.{engine}.{shape}.{name}",
+                f"{IDS[engine]}.{shape}",
                 "ms from when it was due" if rate else "µs CPU each",
                 [run[name] for run in runs],
-                rival=(f"receiver.bare.{shape}", [run[name] for run in beside]) if beside else None,
-                settings={**how, "connections": count, "loop": f"open, {rate:.0f}/s" if rate else "closed"},
+                rival=(f"P1.bare.{shape}", [run[name] for run in beside]) if beside else None,
+                ratio_is="ours / theirs" if rate else "theirs / ours",
+                goal=None if rate else GOALS.get((engine, count)),
+                settings={**how, "connections": count, "loop": f"open, {rate:.0f}/s" if rate else "closed, wrk"},
                 seen=medians(runs, *SEEN, "cpu_us"),
             )
         )
     return made
+
+
+def beside_the_peer(found: Found, shapes: Sequence[tuple[int, float]], how: Facts) -> list[Row]:
+    """P2: what P1 is beside the peer."""
+    return [
+        row(
+            f"P2.c{count}",
+            "µs CPU each",
+            [run["cpu_us"] for run in found["kafka", count, 0.0]],
+            rival=(f"P2.peer.c{count}", [run["cpu_us"] for run in found["fastapi", count, 0.0]]),
+            ratio_is="theirs / ours",
+            goal=PEER_GOAL,
+            settings={**how, "connections": count, "loop": "closed, wrk"},
+        )
+        for count, rate in shapes
+        if not rate and ("kafka", count, rate) in found and ("fastapi", count, rate) in found
+    ]

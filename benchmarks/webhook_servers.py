@@ -1,16 +1,22 @@
-"""What webhooks are aimed at: the receiver on either log, and a bare handler that reads, answers and forgets."""
+"""What webhooks are aimed at: the receiver on either log; a bare handler that reads, answers and forgets; FastAPI.
+
+Each answers `{"count": …}`: how many webhooks are on its log, or were taken where there is none.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import uvicorn
 from aiohttp import web
 
 from benchmarks.child import Facts, Part, be
 from benchmarks.load import APP, NUMBER, SECRET
+from benchmarks.peers import fastapi_receiver
 from broker import garbage, metrics
 from broker.clock import SystemClock
 from broker.log.catalogue import CONVERSATIONS, catalogue
@@ -20,6 +26,8 @@ from broker.log.kafka import KafkaLog
 from broker.receiver import Receiver, receiver_app
 from broker.secrets import Secret
 from schemas.settings import App, KafkaSettings, Number, ReceiverSettings, SecretSource, Settings
+
+READY_S_MAX = 20.0
 
 NOWHERE = SecretSource(env="UNUSED")
 """Secrets are handed over, not read."""
@@ -98,9 +106,37 @@ async def play_bare(_: Facts) -> AsyncIterator[Part]:
         await runner.cleanup()
 
 
+async def play_fastapi(spec: Facts) -> AsyncIterator[Part]:
+    """The peer, on Kafka: the same topic with as many partitions, in a cluster prefix of its own."""
+    engine = engine_for({**spec, "engine": "kafka"}, settings())
+    await engine.start()
+    topic = f"{spec['prefix']}{CONVERSATIONS}"
+    api = fastapi_receiver.receiver(APP, SECRET, spec["bootstrap"], topic)
+    server = uvicorn.Server(
+        uvicorn.Config(api, "127.0.0.1", 0, http="httptools", log_level="warning", access_log=False)
+    )
+    serving = asyncio.create_task(server.serve(), name="uvicorn")
+    try:
+        async with asyncio.timeout(READY_S_MAX):
+            while not server.started and not serving.done():  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.01)
+
+        async def durable(_: Facts) -> Facts:
+            return {"count": await records_on(engine, CONVERSATIONS)}
+
+        yield Part({"port": server.servers[0].sockets[0].getsockname()[1]}, durable)
+    finally:
+        server.should_exit = True
+        await asyncio.wait([serving], timeout=READY_S_MAX)
+        await engine.close()
+
+
+PLAYS = {"embedded": play_receiver, "kafka": play_receiver, "bare": play_bare, "fastapi": play_fastapi}
+
+
 async def play(spec: Facts) -> AsyncIterator[Part]:
     """Whichever the spec names."""
-    async for part in play_bare(spec) if spec["engine"] == "bare" else play_receiver(spec):
+    async for part in PLAYS[spec["engine"]](spec):
         yield part
 
 

@@ -8,12 +8,8 @@ from typing import Literal
 
 import pytest
 
-from benchmarks import bench_receiver, bench_sender, bench_tier, rows
-from benchmarks.load import SECRET, webhook
+from benchmarks import bench_sender, bench_tier, rows
 from benchmarks.rows import Goal, Row
-from broker.core.signature import Signer, sign
-from broker.core.webhook import split
-from tests.kafka.fixtures import KafkaForTests
 
 LIMIT_S = 60
 """Of a test: mostly processes that start. Alone on a machine each takes 2 to 6 s."""
@@ -25,43 +21,6 @@ def ids(made: list[Row]) -> list[str]:
 
 def silent(_: str) -> None:
     """Progress nobody reads."""
-
-
-@pytest.mark.timeout(LIMIT_S)
-def test_the_receiver_is_measured_beside_a_bare_handler() -> None:
-    """Signed webhooks, all answered 200, all on the log: or `measure` raises."""
-    made = bench_receiver.measure(
-        silent, runs=1, seconds=0.4, warm_s=0.1, connections=(4,), engines=("embedded", "bare"), steady_mps=100
-    )
-    assert ids(made) == [
-        "receiver.embedded.c4.cpu_us",
-        "receiver.embedded.at_100_mps.p99_ms",
-        "receiver.bare.c4.cpu_us",
-        "receiver.bare.at_100_mps.p99_ms",
-    ]
-    assert all(row.value > 0 for row in made)
-    assert made[0].ratio is not None
-    assert made[0].ratio > 1, "a handler that keeps nothing cannot cost more than one that does"
-    assert 80 < made[1].seen["rate"] < 120
-
-
-@pytest.mark.kafka
-@pytest.mark.timeout(LIMIT_S)
-def test_the_receiver_is_measured_on_kafka(kafka: KafkaForTests) -> None:
-    """The same on a real broker."""
-    (cost, latency) = bench_receiver.measure(
-        silent,
-        runs=1,
-        seconds=0.4,
-        warm_s=0.1,
-        connections=(4,),
-        engines=("kafka",),
-        steady_mps=50,
-        bootstrap=kafka.bootstrap,
-    )
-    assert cost.id == "receiver.kafka.c4.cpu_us"
-    assert cost.value > 0
-    assert latency.value > 0
 
 
 @pytest.mark.timeout(LIMIT_S)
@@ -83,17 +42,6 @@ def test_the_tier_is_measured() -> None:
     assert 0.2 < used.value <= 1
     assert used.seen["inbound"] > 0
     assert refused.value >= 0
-
-
-def test_the_load_writes_webhooks_as_meta_does() -> None:
-    """Each is another message with a signature of its own; a load that repeats itself would measure the dedupe."""
-    one, other = webhook(1, 1_789_300_000), webhook(2, 1_789_300_000)
-    assert 500 < len(one) < 700
-    parts = [split(body, "bench", 0, {}) for body in (one, other)]
-    assert [len(part.conversations) for part in parts] == [1, 1]
-    assert not parts[0].malformed
-    assert parts[0].conversations[0].item.wamid != parts[1].conversations[0].item.wamid
-    assert Signer(SECRET.encode()).sign(one) == sign(one, SECRET.encode())
 
 
 def test_results_are_written_for_machines_and_for_people(tmp_path: Path) -> None:
