@@ -75,11 +75,14 @@ def row(
     ratio_is: Literal["ours / theirs", "theirs / ours"] = "ours / theirs",
     goal: Goal | None = None,
     note: str = "",
+    of: Callable[[Sequence[float]], float] = median,
     settings: Facts | None = None,
     seen: Facts | None = None,
 ) -> Row:
-    """Make a row of its runs; `rival`: its name and its runs, one beside each of ours."""
-    made = Row(id=id_, value=median(runs), unit=unit, runs=list(runs), settings=settings or {}, seen=seen or {})
+    """Make a row of its runs; `rival`: its name and its runs, one beside each of ours.
+
+    `of` makes one value of the runs: their sum or the worst where none may be overlooked."""
+    made = Row(id=id_, value=of(runs), unit=unit, runs=list(runs), settings=settings or {}, seen=seen or {})
     made.note = note
     if rival is not None:
         made.against, theirs = rival

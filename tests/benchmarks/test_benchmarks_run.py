@@ -35,10 +35,8 @@ def test_the_sender_is_measured_beside_a_bare_loop() -> None:
 @pytest.mark.timeout(LIMIT_S)
 def test_the_tier_is_measured() -> None:
     """Two seconds at 20 mps, with customers writing; the platform refuses nothing but for the tier."""
-    used, refused = bench_tier.measure(
-        silent, tiers=(20,), seconds=2.0, inbound_shares=(0.2,), skip_s=1.0, margin_s=0.5
-    )
-    assert used.id == "tier.20.inbound_20%.used"
+    used, refused = bench_tier.measure(silent, tiers={20: 2.0}, inbound_shares=(0.2,), runs=1, skip_s=1.0, margin_s=0.5)
+    assert (used.id, refused.id) == ("P5.20.inbound_20%.used", "P5.20.inbound_20%.refused_share")
     assert 0.2 < used.value <= 1
     assert used.seen["inbound"] > 0
     assert refused.value >= 0
