@@ -2,13 +2,16 @@
 
 __main__.py        all of it: `make bench`, or `python -m benchmarks --only receiver --runs 5`
 bench_receiver.py  CPU for each webhook made durable: Kafka, embedded log, a handler that only reads and answers, a peer
-bench_sender.py    sends a second of one number without limits, beside a loop of an aiohttp client
+bench_customer.py  records a second of the customer stage on Kafka, beside a transactional loop written by hand
+bench_sender.py    sends a second of one number without limits, on either log, beside a loop of an aiohttp client
 bench_tier.py      how much of Meta's tier is used under backlog, and how often Meta would have refused
 
 load.py            webhooks at a steady rate                 wrk.py              webhooks as fast as they are answered
 webhook_servers.py what they are aimed at                    peers/              what people write without Depesche
 graph_servers.py   what sends are aimed at                   graph_callers.py    who sends
-child.py           each of these in a process of its own, pinned     rows.py     figures, and how they are written down
+customer_stages.py who reads `conversations`                 conversations.py   what is on it
+child.py           each of these in a process of its own, pinned     course.py   rate and CPU of the middle of its work
+kafka.py           a broker beside them                      rows.py             figures, and how they are written down
 
 `sketch.md` says what each figure ought to be and why, `results/` what it was. Everything measured is production code
 on a real log; the rivals are measured in the same run, in turns with it, so that a noisy machine is noisy to all.

@@ -1,6 +1,6 @@
 """`python -m benchmarks`: every figure in one run, written to `results/latest.json` and `results/latest.md`.
 
-`--only receiver|sender|tier` (again for more) leaves the others' rows in the files as they were.
+`--only <part>` (again for more) leaves the others' rows in the files as they were.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import bench_receiver, bench_sender, bench_tier
+from benchmarks import bench_customer, bench_receiver, bench_sender, bench_tier
 from benchmarks.rows import RESULTS, Progress, Row, commit, machine, write
 
 BENCHMARKS: dict[str, Callable[[Progress, int], list[Row]]] = {
     "receiver": lambda progress, runs: bench_receiver.measure(progress, runs=runs),
+    "customer": lambda progress, runs: bench_customer.measure(progress, runs=runs),
     "sender": lambda progress, runs: bench_sender.measure(progress, runs=runs),
     "tier": lambda progress, runs: bench_tier.measure(progress, runs=runs),
 }

@@ -101,7 +101,9 @@ def once(tier: int, share: float, seconds: float, skip_s: float, margin_s: float
     backlog = int(tier * (span_s + 3))
     with tempfile.TemporaryDirectory(prefix="depesche-bench-") as folder:
         spec = {
+            "engine": "embedded",
             "folder": folder,
+            "numbers": 1,
             "lane": LANE,
             "count": backlog,
             "throughput_mps": tier,

@@ -1,0 +1,58 @@
+"""The benchmarks of the stages, tiny: that they run, count what they claim to count, and name their figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import bench_customer, bench_sender
+from benchmarks.conversations import TURN_RECORDS, brand, records, states
+from broker.core.customer_state import QUIET_BYTES_MAX, unpack
+from schemas.records import Item, decode_conversation
+from tests.kafka.fixtures import KafkaForTests
+
+LIMIT_S = 60
+"""Of a test: mostly processes that start. Alone on a machine each takes 3 to 8 s."""
+
+NOW = 1_790_000_000_000
+
+
+def silent(_: str) -> None:
+    """Progress nobody reads."""
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(LIMIT_S)
+def test_the_customer_stage_is_measured_beside_a_loop_that_writes_as_much(kafka: KafkaForTests) -> None:
+    """Every record committed, every send and event on its log: or `measure` raises."""
+    made = bench_customer.measure(silent, runs=1, customers=60, turns=1, partitions=2, bootstrap=kafka.bootstrap)
+    assert [row.id for row in made] == ["P3.rate", "P3.cpu_us"]
+    assert all(row.value > 0 and row.ratio is not None and row.reached is not None for row in made)
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(LIMIT_S)
+def test_the_sender_is_measured_beside_a_bare_loop(kafka: KafkaForTests) -> None:
+    """As many calls as sends, and as many accepted outcomes on the log: or `measure` raises."""
+    made = bench_sender.measure(silent, runs=1, count=200, in_flight=32, bootstrap=kafka.bootstrap)
+    assert [row.id for row in made] == ["P4.rate", "P4.cpu_us", "P4.kafka.rate", "P4.kafka.cpu_us"]
+    assert all(row.value > 0 and row.ratio is not None for row in made)
+
+
+def test_the_records_of_a_benchmark_are_a_brands_conversations() -> None:
+    """Each turn whole and in its order; a feed that is half refused would measure refusals."""
+    drafts = list(records(10, 2, brand(4, numbers=2), NOW))
+    assert len(drafts) == 10 * 2 * TURN_RECORDS
+    mine = [decode_conversation(draft.value or b"") for draft in drafts if draft.key == drafts[0].key]
+    kinds = [record.status or record.kind if isinstance(record, Item) else type(record).__name__ for record in mine]
+    assert kinds == ["message", "SendRequest", "SendOutcome", "sent", "delivered", "read"] * 2
+
+
+def test_the_customers_of_a_benchmark_are_quiet_ones() -> None:
+    """What is restored and kept is what the customer stage itself would have written."""
+    kept = dict(states(100, brand(4), NOW))
+    assert len(kept) == 100
+    assert all(200 < len(packed) <= QUIET_BYTES_MAX for packed in kept.values())
+    last = unpack(kept[f"main:{4_915_550_000_099}".encode()])
+    assert last.is_linked
+    assert last.bsuid.endswith("990000002")
+    assert len(last.known) == 2
