@@ -1,7 +1,8 @@
 """Webhooks in: `GET` and `POST /webhooks/meta/{app}`. A 200 means that every item of the POST is on a log.
 
-`Receiver.accept` takes a POST without any socket: size, signature over the raw bytes, split, append, answer. It waits
-for no worker. `receiver_app` is the port around it.
+`Receiver.begin` takes a POST without any socket: size, signature over the raw bytes, split, append, answer; `accept`
+waits for the answer. It waits for no worker. `receiver_app` is the port around it: a POST that came whole goes to
+`begin` directly, all else (and every refusal that closes) through aiohttp.
 
 | what came                                            | answer                                                     |
 | ---------------------------------------------------- | ---------------------------------------------------------- |
@@ -20,17 +21,20 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 from urllib.parse import parse_qs
 
 from aiohttp import web
+from aiohttp.http_parser import RawRequestMessage
 
 from broker import metrics
 from broker.clock import Clock
 from broker.core.signature import Signer, verify
 from broker.core.webhook import Bad, Keyed, Split, for_sinks, split
 from broker.errors import DepescheError, LogUnavailable
-from broker.listener import Answer, Listener, Refused, read_body
+from broker.listener import Answer, Begin, Listener, Refused, read_body
 from broker.log.catalogue import ACCOUNTS, CONVERSATIONS, DEADLETTERS, TRAFFIC
 from broker.log.contract import RECORD_BYTES_MAX, Draft, LogEngine
 from broker.secrets import Secret
@@ -71,14 +75,22 @@ _OVERLOADED = Answer(503, {"Retry-After": "1"}, result="overloaded", close=True)
 _NOT_DURABLE = Answer(503, {"Retry-After": "5"}, result="log_unavailable")
 
 
+class _Post(NamedTuple):
+    """A POST whose items wait to be durable."""
+
+    size: int
+    began: float
+    parts: Split
+    answered: Callable[[Answer], None]
+
+
 class _Batch:
     """What the POSTs of one turn of the loop append together: a log's work is per call, not per record."""
 
     def __init__(self) -> None:
         self.drafts: dict[str, list[Draft]] = {CONVERSATIONS: [], ACCOUNTS: [], DEADLETTERS: []}
         self.bytes = 0
-        self.done = asyncio.Event()
-        self.failed = False
+        self.posts: list[_Post] = []
 
 
 class Receiver:
@@ -161,12 +173,9 @@ class Receiver:
         """
         if size > 0 and self._in_flight_bytes + size > self._settings.bytes_in_flight_max // 2:
             return False
-        self._hold(size)
-        return True
-
-    def _hold(self, size: int) -> None:
         self._in_flight_bytes += size
         metrics.webhook_inflight_bytes.set(self._in_flight_bytes)
+        return True
 
     def handshake(self, app: str, query: str) -> Answer:
         """Answer Meta's `GET`: `query` is the raw query string, since its names hold dots."""
@@ -184,29 +193,64 @@ class Receiver:
         return Answer(200, _PLAIN, challenge.encode("utf-8", "replace"))
 
     async def accept(self, app: str, headers: Mapping[str, str], body: bytes, began: float | None = None) -> Answer:
-        """Take one POST. `headers` are named as Meta names them, or in a mapping that ignores case; `began`: the
-        monotonic second its first byte came. Never raises."""
+        """Take one POST and return its answer. See `begin`."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def answered(answer: Answer) -> None:
+            if not future.done():
+                future.set_result(answer)
+
+        self.begin(app, headers, body, answered, began)
+        return await future
+
+    def begin(
+        self,
+        app: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        answered: Callable[[Answer], None],
+        began: float | None = None,
+    ) -> None:
+        """Take one POST; `answered` is told its answer once: at once, or when the append has returned. Never raises.
+
+        `headers` are named as Meta names them, or in a mapping that ignores case; `began`: the monotonic second its
+        first byte came.
+        """
         began = self._clock.monotonic() if began is None else began
         size = len(body)
         self._under_way += 1
         self._idle.clear()
-        self._hold(size)
+        self._in_flight_bytes += size
+        refusal = self._refusal(app, headers, body)
+        if refusal is not None:
+            self._end(size, refusal, answered)
+            self.count(refusal, began)
+            return
+        received_at = self._clock.now()
         try:
-            answer = await self._accept(app, headers, body)
-        finally:
-            self._hold(-size)
-            self._under_way -= 1
-            if not self._under_way:
-                self._idle.set()
-        self.count(answer, began)
-        return answer
+            parts = split(body, app, received_at, self._portfolios)
+        except Exception:  # a bug of ours must not bring the body back for seven days
+            logger.exception("a webhook of app %s could not be split; it is a dead letter, whole", app)
+            parts = Split([], [], [Bad("crash", "the split crashed", body)])
+        self._gather(_Post(size, began, parts, answered), received_at)
+
+    def _end(self, size: int, answer: Answer, answered: Callable[[Answer], None]) -> None:
+        self._in_flight_bytes -= size
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle.set()
+        try:
+            answered(answer)
+        except Exception:  # one connection's trouble is not its neighbours'
+            logger.exception("an answer to a webhook could not be given")
 
     def count(self, answer: Answer, began: float) -> None:
         """Count a POST when its answer is decided; `began` is monotonic."""
         self._requests[answer.result].inc()
         self._durations[answer.result].observe(self._clock.monotonic() - began)
 
-    async def _accept(self, app: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def _refusal(self, app: str, headers: Mapping[str, str], body: bytes) -> Answer | None:
+        """Return why a POST is not taken; None when it is."""
         secrets = self._secrets.get(app)
         if secrets is None:
             return _NO_APP
@@ -226,58 +270,44 @@ class Receiver:
             return _NO_SIGNATURE
         self._slot_matches[min(matched, 1)].inc()
         metrics.webhook_body_bytes.observe(len(body))
-        received_at = self._clock.now()
-        try:
-            parts = split(body, app, received_at, self._portfolios)
-        except Exception:  # a bug of ours must not bring the body back for seven days
-            logger.exception("a webhook of app %s could not be split; it is a dead letter, whole", app)
-            parts = Split([], [], [Bad("crash", "the split crashed", body)])
-        dead = [draft for bad in parts.malformed for draft in self._dead_letters(bad, b"", received_at)]
-        conversations = self._drafts(parts.conversations, dead, received_at)
-        accounts = self._drafts(parts.accounts, dead, received_at)
-        # Senders read `accounts`; sinks get the same from the customer stage. What no record holds is in `dead` by now.
-        conversations += self._drafts(for_sinks(parts.accounts, self._portfolios), [], received_at)
-        if not await self._durable(len(body), conversations, accounts, dead):
-            return _NOT_DURABLE
-        for bad in parts.malformed:
-            self._items["malformed"].inc()
-            metrics.dead_letters.labels("", bad.reason).inc()
-        for keyed in parts.conversations:
-            self._count_item(keyed.item)
-        for keyed in parts.accounts:
-            self._count_item(keyed.item)
-        return _ACCEPTED
+        return None
 
-    async def _durable(self, size: int, conversations: list[Draft], accounts: list[Draft], dead: list[Draft]) -> bool:
-        """Append what a POST holds; False when it is not known to be durable in time."""
+    def _gather(self, post: _Post, received_at: int) -> None:
+        """Put what a POST holds into the batch that this turn of the loop appends."""
+        parts = post.parts
         batch = self._batch
         if batch is None:
             batch = self._batch = _Batch()
-            asyncio.get_running_loop().call_soon(self._begin, batch)
-        batch.bytes += size
-        for log, drafts in ((CONVERSATIONS, conversations), (ACCOUNTS, accounts), (DEADLETTERS, dead)):
-            if drafts:
-                batch.drafts[log] += drafts
+            asyncio.get_running_loop().call_soon(self._begin_append, batch)
+        batch.bytes += post.size
+        batch.posts.append(post)
+        drafts = batch.drafts
+        if parts.accounts or parts.malformed:
+            dead = [draft for bad in parts.malformed for draft in self._dead_letters(bad, b"", received_at)]
+            drafts[ACCOUNTS] += self._drafts(parts.accounts, dead, received_at)
+            # Senders read `accounts`; sinks get the same from the customer stage. What no record holds is `dead`.
+            drafts[CONVERSATIONS] += self._drafts(for_sinks(parts.accounts, self._portfolios), [], received_at)
+            drafts[DEADLETTERS] += dead
+        drafts[CONVERSATIONS] += self._drafts(parts.conversations, drafts[DEADLETTERS], received_at)
         if batch.bytes > BATCH_BYTES_MAX:
             self._batch = None
-        await batch.done.wait()
-        return not batch.failed
 
-    def _begin(self, batch: _Batch) -> None:
+    def _begin_append(self, batch: _Batch) -> None:
         if self._batch is batch:
             self._batch = None
+        metrics.webhook_inflight_bytes.set(self._in_flight_bytes)
         task = asyncio.get_running_loop().create_task(self._append(batch), name="receiver append")
         self._appends[task] = None
         task.add_done_callback(self._appends.pop)
 
     async def _append(self, batch: _Batch) -> None:
         due = self._clock.monotonic() + self._settings.append_timeout_s
-        batch.failed = True
+        answer = _NOT_DURABLE
         try:
             for log, drafts in batch.drafts.items():
                 if drafts:
                     await self._engine.append(log, drafts, max(0.0, due - self._clock.monotonic()))
-            batch.failed = False
+            answer = _ACCEPTED
             self._failing_since = None
         except LogUnavailable:
             if self._failing_since is None:
@@ -285,7 +315,31 @@ class Receiver:
         except Exception:  # Meta keeps what we could not keep
             logger.exception("an append of webhooks crashed; they are answered 503")
         finally:
-            batch.done.set()
+            for post in batch.posts:
+                self._end(post.size, answer, post.answered)
+            metrics.webhook_inflight_bytes.set(self._in_flight_bytes)
+            self._count_batch(batch, answer)
+
+    def _count_batch(self, batch: _Batch, answer: Answer) -> None:
+        """Count the POSTs of a batch, and their items where they are on a log now: together, counting is dear."""
+        now = self._clock.monotonic()
+        self._requests[answer.result].inc(len(batch.posts))
+        observe = self._durations[answer.result].observe
+        kinds: dict[str, int] = {}
+        for post in batch.posts:
+            observe(now - post.began)
+            if answer is not _ACCEPTED:
+                continue
+            for bad in post.parts.malformed:
+                kinds["malformed"] = kinds.get("malformed", 0) + 1
+                metrics.dead_letters.labels("", bad.reason).inc()
+            for items in (post.parts.conversations, post.parts.accounts):
+                for _, item in items:
+                    kinds[item.kind] = kinds.get(item.kind, 0) + 1
+                    if item.at:
+                        self._ages[item.kind].observe(max(0.0, (item.received_at - item.at) / 1_000))
+        for kind, count in kinds.items():
+            self._items[kind].inc(count)
 
     def _drafts(self, items: list[Keyed], dead: list[Draft], at: int) -> list[Draft]:
         """Encode items for their log. One that no record can hold goes to `dead`, in pieces."""
@@ -309,11 +363,6 @@ class Receiver:
             letter = DeadLetter("", -1, -1, key, piece, "receiver", bad.reason, detail, 1, at)
             drafts.append(Draft(key, encode(letter)))
         return drafts
-
-    def _count_item(self, item: Item) -> None:
-        self._items[item.kind].inc()
-        if item.at:
-            self._ages[item.kind].observe(max(0.0, (item.received_at - item.at) / 1_000))
 
     # Inbound traffic, which counts against a number's tier
 
@@ -371,9 +420,28 @@ def receiver_app(receiver: Receiver, settings: Settings, clock: Clock) -> Listen
             return answer
         return await receiver.accept(app, headers, body, began)
 
+    begins: dict[str, Begin] = {}
+
+    def direct(message: RawRequestMessage) -> Begin | None:
+        headers = message.headers
+        path = message.path
+        app = path[len(PATH) :] if path.startswith(PATH) else ""
+        if (
+            message.method != "POST"
+            or not receiver.knows(app)
+            or "Content-Encoding" in headers
+            or "Expect" in headers
+            or len(headers.getall("X-Hub-Signature-256", ())) != 1
+        ):
+            return None
+        begin = begins.get(app)
+        if begin is None:
+            begin = begins[app] = partial(receiver.begin, app)
+        return begin
+
     def malformed() -> Answer:
         answer = Answer(400, result="bad_request", close=True)
         receiver.count(answer, clock.monotonic())
         return answer
 
-    return Listener("receiver", handle, settings.receiver.host, settings.receiver.port, malformed)
+    return Listener("receiver", handle, settings.receiver.host, settings.receiver.port, malformed, direct)

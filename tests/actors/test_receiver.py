@@ -418,6 +418,31 @@ async def test_pipelined_requests_are_answered_one_after_another(port: Port) -> 
     assert len(await port.items()) == 10
 
 
+async def test_what_comes_before_an_answer_is_answered_after_it(tmp_path: Path) -> None:
+    """A connection's answers carry no name: the first is the first request's, whatever became of the second. Nor is a
+    connection quiet whose answer waits for the log."""
+    request = head("POST", PATH, {**signed(BODY), "Content-Length": len(BODY)}) + BODY
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listener, "IDLE_S_MAX", 0.2)
+        async with gated(tmp_path, settings()) as engine, serving(engine, settings()) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port.listener.port)
+            for warm in range(2):
+                writer.write(request)
+                assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(b"HTTP/1.1 200 OK"), warm
+            engine.open.clear()
+            engine.asked.clear()
+            writer.write(request)
+            await asyncio.wait_for(engine.asked.wait(), 5)
+            for part in (head("GET", PATH, {}) + request[:50], request[50:]):
+                writer.write(part)
+                await asyncio.sleep(0.3)
+            engine.open.set()
+            for answer in (b"HTTP/1.1 200 OK", b"HTTP/1.1 403", b"HTTP/1.1 200 OK"):
+                assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).startswith(answer)
+            assert len(await port.items()) == 4
+            writer.close()
+
+
 async def test_who_waits_to_be_asked_for_the_body_is_asked(port: Port) -> None:
     """`Expect: 100-continue`: otherwise such a client waits for a second, or for ever."""
     headers = {**signed(BODY), "Content-Length": len(BODY), "Expect": "100-continue", "Connection": "close"}
