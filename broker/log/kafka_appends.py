@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
 
 from broker import metrics
 from broker.clock import Clock
@@ -34,6 +36,12 @@ log = logging.getLogger(__name__)
 
 BATCH_BYTES_MAX = 256 * 1024
 """What one lane hands over at a time. One larger record still goes alone, up to the request's limit."""
+
+SMALL_BATCH_RECORDS = 10
+SMALL_BATCH_BYTES = 16 * 1024
+"""Batches of up to so much are compressed by snappy, larger ones by zstd, as the producer does: zstd costs 14 to 27 µs
+before it has done anything, snappy 7. One webhook becomes 0.56 of itself instead of 0.43, ten 0.12 instead of 0.07; a
+partition that gets few records at a time, the usual case with 24 of them, pays zstd's price for each."""
 
 REQUEST_BYTES_MAX = 4_500_000
 """Above one record (4 MB), below the topic's limit (5 MiB): the client's check, should ours ever be wrong."""
@@ -262,7 +270,7 @@ class LogWriter:
     async def _send(self, lane: Lane) -> None:
         """Hand one batch of a lane to the client."""
         producer = await self._producers.get()
-        batch = producer.create_batch()
+        batch = _small_batch() if _is_small(lane.queue) else producer.create_batch()
         taken = self._fill(batch, lane.queue)
         if not taken:
             return
@@ -329,6 +337,14 @@ class LogWriter:
                 queued = lane.queue.popleft()
                 self._budget.give_back(queued.size)
                 queued.call.settle(gone)
+
+
+def _is_small(queue: deque[Queued]) -> bool:
+    return len(queue) <= SMALL_BATCH_RECORDS and sum(queued.size for queued in queue) <= SMALL_BATCH_BYTES
+
+
+def _small_batch() -> BatchBuilder:
+    return BatchBuilder(BATCH_BYTES_MAX, DefaultRecordBatch.CODEC_SNAPPY)
 
 
 class Appends:
