@@ -4,6 +4,9 @@ __main__.py        all of it: `make bench`, or `python -m benchmarks --only rece
 bench_receiver.py  CPU for each webhook made durable: Kafka, embedded log, a handler that only reads and answers, a peer
 bench_customer.py  records a second of the customer stage on Kafka, beside a transactional loop written by hand
 bench_sender.py    sends a second of one number without limits, on either log, beside a loop of an aiohttp client
+bench_restore.py   customers a second that a new owner takes over, beside reading their records undecoded
+bench_memory.py    what a process of each role takes at rest, what a quiet and a live customer add
+bench_growth.py    what each record and send costs at more partitions, numbers, customers and sinks
 bench_tier.py      how much of Meta's tier is used under backlog, and how often Meta would have refused
 
 load.py            webhooks at a steady rate                 wrk.py              webhooks as fast as they are answered

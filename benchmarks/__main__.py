@@ -13,13 +13,24 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import bench_customer, bench_receiver, bench_sender, bench_tier
+from benchmarks import (
+    bench_customer,
+    bench_growth,
+    bench_memory,
+    bench_receiver,
+    bench_restore,
+    bench_sender,
+    bench_tier,
+)
 from benchmarks.rows import RESULTS, Progress, Row, commit, machine, write
 
 BENCHMARKS: dict[str, Callable[[Progress, int], list[Row]]] = {
     "receiver": lambda progress, runs: bench_receiver.measure(progress, runs=runs),
     "customer": lambda progress, runs: bench_customer.measure(progress, runs=runs),
     "sender": lambda progress, runs: bench_sender.measure(progress, runs=runs),
+    "restore": lambda progress, runs: bench_restore.measure(progress, runs=runs),
+    "memory": lambda progress, runs: bench_memory.measure(progress, runs=runs),
+    "growth": lambda progress, runs: bench_growth.measure(progress, runs=runs),
     "tier": lambda progress, runs: bench_tier.measure(progress, runs=runs),
 }
 """By their part, in the order in which they run."""

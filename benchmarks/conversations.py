@@ -186,18 +186,23 @@ def states(customers: int, of: Settings, now_ms: int, *, silent_ms: int = 9 * DA
         yield f"main:{phone}".encode(), pack(model)
 
 
-def records(customers: int, turns: int, of: Settings, now_ms: int, *, every: int = 1) -> Iterator[Draft]:
-    """All records of so many customers' turns, in the order in which they come. `every`: of more that are known, each
-    how manieth writes."""
+def records(
+    customers: int, turns: int, of: Settings, now_ms: int, *, every: int = 1, steps: int = TURN_RECORDS
+) -> Iterator[Draft]:
+    """All records of so many customers' turns, in the order in which they come.
+
+    `every`: of more that are known, each how manieth writes. `steps`: how far a turn comes; after two the answer is
+    under way and nothing is known of it.
+    """
     apart = max(1, customers // APART)
     under_way: list[Turn | None] = []
     for slot in range(customers * turns + apart * (TURN_RECORDS - 1)):
         if slot < customers * turns:
             under_way.append(Turn(slot % customers * every, slot // customers, of, now_ms))
-        for step in reversed(range(TURN_RECORDS)):
+        for step in reversed(range(steps)):
             begun = slot - step * apart
             turn = under_way[begun] if 0 <= begun < len(under_way) else None
             if turn is not None:
                 yield turn.record(step)
-                if step == TURN_RECORDS - 1:
+                if step == steps - 1:
                     under_way[begun] = None

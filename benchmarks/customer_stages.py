@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import islice, starmap
@@ -16,7 +18,7 @@ from itertools import islice, starmap
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import TopicPartition
 
-from benchmarks.child import Facts, Part, be
+from benchmarks.child import Facts, Part, be, rss_bytes
 from benchmarks.conversations import brand, records, states
 from benchmarks.course import LOOK_S, Course, watched
 from broker import garbage, metrics
@@ -27,6 +29,7 @@ from broker.log.contract import Draft
 from broker.log.kafka import KafkaLog
 from broker.log.kafka_connection import connection, producer_of, topic_name
 from broker.log.kafka_lease import BATCH_BYTES_MAX
+from broker.log.kafka_reading import FETCH_BYTES_MAX
 from broker.log.position import POSITION
 from schemas.records import LANES
 from schemas.settings import KafkaSettings, Settings
@@ -62,8 +65,8 @@ async def opened(spec: Facts, of: Settings) -> AsyncIterator[KafkaLog]:
 
 async def play_feed(spec: Facts) -> AsyncIterator[Part]:
     """Make customers known: {"known": how many} writes their states, answered with how many bytes those have. Fill
-    `conversations`: {"customers", "turns", "every"} is answered with how many records there are now. {"written": true}
-    is answered with what a stage wrote: records derived and states, and their sizes."""
+    `conversations`: {"customers", "turns", "every", "steps"} is answered with how many records there are now.
+    {"written": how many customers were known} is answered with what a stage wrote: records and states, their sizes."""
     of = settings_of(spec)
     async with opened(spec, of) as engine:
 
@@ -76,7 +79,8 @@ async def play_feed(spec: Facts) -> AsyncIterator[Part]:
                 log, drafts = STATE, starmap(Draft, states(question["known"], of, now))
             else:
                 log = CONVERSATIONS
-                drafts = records(question["customers"], question["turns"], of, now, every=question["every"])
+                shape = {name: question[name] for name in ("every", "steps") if name in question}
+                drafts = records(question["customers"], question["turns"], of, now, **shape)
             count = size = 0
             while some := list(islice(drafts, APPEND_RECORDS)):
                 await engine.append(log, some, APPEND_S_MAX)
@@ -128,6 +132,73 @@ async def play_stage(spec: Facts) -> AsyncIterator[Part]:
             return {**course.report(), "records": consumed(), "records_a_step": consumed() / steps()}
 
         yield Part({}, run)
+
+
+async def play_restore(spec: Facts) -> AsyncIterator[Part]:
+    """The customer stage when it is granted its partitions: {"known"} is answered once so many customers are in memory,
+    with how many a second were restored, joining included; {"records"} once so many are committed; both with the memory
+    of the process."""
+    of = settings_of(spec)
+    metrics.prepare()
+    async with opened(spec, of) as engine:
+        stage = CustomerStage(engine, context_of(of), SystemClock(), random.Random(2), StageLimits())
+        garbage.settle()
+        living = metrics.actors_live.labels(NAME)._value.get
+        consumed = metrics.step_records.labels(NAME)._sum.get
+
+        async def answer(question: Facts) -> Facts:
+            began_s, began_cpu_s = time.perf_counter(), time.process_time()
+            if "known" in question:
+                await stage.start()
+                await until(lambda: living() >= question["known"])
+            else:
+                await until(lambda: consumed() >= question["records"])
+            count = living()
+            return {
+                "customers": count,
+                "rate": count / (time.perf_counter() - began_s),
+                "cpu_us": (time.process_time() - began_cpu_s) * 1e6 / count,
+                "rss": rss_bytes(os.getpid()),
+            }
+
+        try:
+            yield Part({}, answer)
+        finally:
+            await stage.stop(5.0)
+
+
+async def play_read(spec: Facts) -> AsyncIterator[Part]:
+    """Who reads the states and does nothing with them: {"known"} is answered once so many records were fetched."""
+    connect = connection(kafka_settings(spec), None)
+    topic = topic_name(spec["prefix"], STATE)
+    places = [TopicPartition(topic, partition) for partition in range(spec["partitions"])]
+
+    async def answer(question: Facts) -> Facts:
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
+        consumer = AIOKafkaConsumer(
+            **connect,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=FETCH_BYTES_MAX,
+        )
+        await consumer.start()
+        try:
+            consumer.assign(places)
+            count = 0
+            async with asyncio.timeout(FINISH_S_MAX):
+                while count < question["known"]:
+                    for found in (await consumer.getmany(timeout_ms=200)).values():
+                        count += sum(1 for record in found if record.key != POSITION)
+            return {
+                "customers": count,
+                "rate": count / (time.perf_counter() - began_s),
+                "cpu_us": (time.process_time() - began_cpu_s) * 1e6 / count,
+            }
+        finally:
+            await consumer.stop()
+
+    yield Part({}, answer)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -209,7 +280,7 @@ async def play_loop(spec: Facts) -> AsyncIterator[Part]:
     yield Part({}, run)
 
 
-PLAYS = {"feed": play_feed, "stage": play_stage, "loop": play_loop}
+PLAYS = {"feed": play_feed, "stage": play_stage, "loop": play_loop, "restore": play_restore, "read": play_read}
 
 
 async def play(spec: Facts) -> AsyncIterator[Part]:

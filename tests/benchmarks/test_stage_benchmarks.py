@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import bench_customer, bench_sender
+from benchmarks import bench_customer, bench_growth, bench_memory, bench_restore, bench_sender
 from benchmarks.conversations import TURN_RECORDS, brand, records, states
 from broker.core.customer_state import QUIET_BYTES_MAX, unpack
 from schemas.records import Item, decode_conversation
@@ -36,6 +36,43 @@ def test_the_sender_is_measured_beside_a_bare_loop(kafka: KafkaForTests) -> None
     made = bench_sender.measure(silent, runs=1, count=200, in_flight=32, bootstrap=kafka.bootstrap)
     assert [row.id for row in made] == ["P4.rate", "P4.cpu_us", "P4.kafka.rate", "P4.kafka.cpu_us"]
     assert all(row.value > 0 and row.ratio is not None for row in made)
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(LIMIT_S)
+def test_a_takeover_is_measured_beside_reading_alone(kafka: KafkaForTests) -> None:
+    """Every customer that was written is restored, and every record read: or `measure` raises."""
+    made = bench_restore.measure(silent, runs=1, customers=500, partitions=2, bootstrap=kafka.bootstrap)
+    assert [row.id for row in made] == ["P8.restore", "P8.restore_rate"]
+    assert made[0].ratio is not None
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(LIMIT_S)
+def test_memory_is_measured(kafka: KafkaForTests) -> None:
+    """So few customers weigh nothing beside a process: here it is only asked whether it can be measured."""
+    made = bench_memory.measure(
+        silent, runs=1, customers=200, partitions=2, bootstrap=kafka.bootstrap, roles=("receiver",), rest_s=0.1
+    )
+    assert [row.id for row in made] == ["P9.quiet_bytes", "P9.live_bytes", "P9.idle_receiver"]
+    assert 20 < made[-1].value < 500
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(LIMIT_S)
+def test_growth_is_measured_beside_one_of_each(kafka: KafkaForTests) -> None:
+    """Two of each: numbers in slots of their own, sinks with a route and a log each."""
+    made = bench_growth.measure(
+        silent,
+        runs=1,
+        customers=40,
+        turns=1,
+        partitions=2,
+        count=60,
+        sizes_of={"numbers": (1, 2), "sinks": (1, 2)},
+        bootstrap=kafka.bootstrap,
+    )
+    assert [row.id for row in made] == ["P10.numbers_2", "P10.sinks_2"]
 
 
 def test_the_records_of_a_benchmark_are_a_brands_conversations() -> None:
