@@ -17,6 +17,7 @@ from benchmarks import (
     bench_customer,
     bench_growth,
     bench_memory,
+    bench_path,
     bench_receiver,
     bench_restore,
     bench_sender,
@@ -26,6 +27,7 @@ from benchmarks.rows import RESULTS, Progress, Row, commit, machine, write
 
 BENCHMARKS: dict[str, Callable[[Progress, int], list[Row]]] = {
     "receiver": lambda progress, runs: bench_receiver.measure(progress, runs=runs),
+    "path": lambda progress, runs: bench_path.measure(progress, runs=runs),
     "customer": lambda progress, runs: bench_customer.measure(progress, runs=runs),
     "sender": lambda progress, runs: bench_sender.measure(progress, runs=runs),
     "restore": lambda progress, runs: bench_restore.measure(progress, runs=runs),

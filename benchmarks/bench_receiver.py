@@ -8,16 +8,15 @@ The servers stand side by side on one core, load and Kafka on the others; in eac
 from __future__ import annotations
 
 import tempfile
-import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.child import Child, Cores, Facts, pin
+from benchmarks.child import Child, Cores, Facts
+from benchmarks.kafka import HOW, kafka_on, prefix
 from benchmarks.load import SECRET, webhook
 from benchmarks.rows import Goal, Progress, Row, medians, row
 from benchmarks.wrk import Wrk
-from tests.kafka.cluster import LocalKafka
 
 ENGINES = ("kafka", "embedded", "bare", "fastapi")
 IDS = {"kafka": "P1", "embedded": "P1e", "bare": "P1.bare", "fastapi": "P2.peer"}
@@ -56,8 +55,8 @@ def measure(
     cores = Cores.of_this_machine()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="depesche-bench-")))
-        if not bootstrap and not {"kafka", "fastapi"}.isdisjoint(engines):
-            bootstrap = kafka_on(cores.rest, stack)
+        if not {"kafka", "fastapi"}.isdisjoint(engines):
+            bootstrap = stack.enter_context(kafka_on(cores.rest, bootstrap))
         servers = {
             engine: stack.enter_context(
                 Child(
@@ -66,7 +65,7 @@ def measure(
                     engine=engine,
                     folder=str(folder / engine),
                     bootstrap=bootstrap,
-                    prefix=f"bench-{engine}-{uuid.uuid4().hex[:8]}.",
+                    prefix=prefix(),
                 )
             )
             for engine in engines
@@ -82,7 +81,7 @@ def measure(
                     port = server.facts["port"]
                     if rate:
                         how: Facts = {"connections": count, "seconds": seconds, "warm_s": seconds / 5, "rate": rate}
-                        seen = steady.ask(port=port, server=server.pid, first=taken[engine], **how)
+                        seen = steady.ask(port=port, servers=[server.pid], first=taken[engine], **how)
                     else:
                         warm = wrk.run(port, server.pid, count, taken[engine], max(count, warm_count))
                         taken[engine] += warm["sent"]
@@ -101,22 +100,12 @@ def measure(
         "server_cores": list(cores.measured),
         "load_cores": list(cores.rest),
         "body_bytes": len(webhook(0, 1_789_300_000)),
-        "kafka": "one broker, acks=all, one copy, flush left to the broker as Kafka does",
+        "kafka": HOW,
         "embedded": "SQLite, WAL, fsynced before the answer",
         "fastapi": "uvicorn with uvloop and httptools, aiokafka send_and_wait, acks=all",
     }
     made = [made for engine in engines for made in rows_of(engine, found, shapes, settings)]
     return made + beside_the_peer(found, shapes, settings)
-
-
-def kafka_on(cores: tuple[int, ...], stack: ExitStack) -> str:
-    """Start a broker on some cores, until the stack is left; return where it is."""
-    kafka = LocalKafka()
-    stack.callback(kafka.stop)
-    for broker in kafka.brokers:
-        assert broker.process is not None
-        pin(broker.process.pid, cores)
-    return kafka.bootstrap
 
 
 def check(engine: str, seen: Facts, sent: int, durable: int) -> None:

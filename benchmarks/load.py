@@ -28,7 +28,7 @@ TICK_S = 0.001
 FINISH_S_MAX = 20.0
 
 HEAD = (
-    f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: facebookexternalua\r\nAccept: */*\r\n"
+    "POST {} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: facebookexternalua\r\nAccept: */*\r\n"
     "Content-Type: application/json\r\nX-Hub-Signature-256: {}\r\nContent-Length: {}\r\n\r\n"
 )
 
@@ -49,8 +49,9 @@ def webhook(n: int, at_s: int) -> bytes:
 class Load:
     """One run: its connections, what is due, what came back."""
 
-    def __init__(self, first: int) -> None:
-        self._signer = Signer(SECRET.encode())
+    def __init__(self, first: int, path: str, secret: str) -> None:
+        self._path = path
+        self._signer = Signer(secret.encode())
         self._numbers = count(first)
         self._at_s = int(time.time())
         self.statuses: Counter[int] = Counter()
@@ -66,7 +67,7 @@ class Load:
         """The next webhook, whole."""
         body = webhook(next(self._numbers), self._at_s)
         self.sent += 1
-        return HEAD.format(self._signer.sign(body), len(body)).encode() + body
+        return HEAD.format(self._path, self._signer.sign(body), len(body)).encode() + body
 
     def answered(self, connection: Connection, status: int, due: float) -> None:
         """Count an answer; give its connection something new to do."""
@@ -130,20 +131,35 @@ class Connection(asyncio.Protocol):
 
 
 async def run(
-    port: int, connections: int, seconds: float, warm_s: float, rate: float, server: int, first: int
+    port: int,
+    connections: int,
+    seconds: float,
+    warm_s: float,
+    rate: float,
+    servers: list[int],
+    first: int,
+    path: str = PATH,
+    secret: str = SECRET,
 ) -> Facts:
-    """One run against a port; `server` is the process whose CPU is read when the measured time begins and ends."""
-    load = Load(first)
+    """One run against a port; `servers` are the processes whose CPU is read when the measured time begins and ends.
+
+    Webhook `first + n` is due at `began + n / rate`; those due between `from_s` and `until_s` are measured, all by this
+    machine's monotonic clock (`time.perf_counter`), which its other processes have too.
+    """
+    load = Load(first, path, secret)
     loop = asyncio.get_running_loop()
     opened = [await loop.create_connection(lambda: Connection(load), "127.0.0.1", port) for _ in range(connections)]
     load.idle = [connection for _, connection in opened]
-    ticker = asyncio.create_task(_become_due(load, rate), name="load")
+    began = time.perf_counter()
+    ticker = asyncio.create_task(_become_due(load, rate, began), name="load")
     await asyncio.sleep(warm_s)
-    began, server_s, own_s = time.perf_counter(), cpu_s(server), time.process_time()
+    from_s, own_s, before = time.perf_counter(), time.process_time(), [cpu_s(server) for server in servers]
     load.is_measuring = True
     await asyncio.sleep(seconds)
     load.is_measuring = False
-    wall_s, server_s, own_s = time.perf_counter() - began, cpu_s(server) - server_s, time.process_time() - own_s
+    until_s, own_s = time.perf_counter(), time.process_time() - own_s
+    spent = [cpu_s(server) - at for server, at in zip(servers, before, strict=True)]
+    wall_s = until_s - from_s
     load.is_over = True
     ticker.cancel()
     patience = time.perf_counter() + FINISH_S_MAX
@@ -152,21 +168,25 @@ async def run(
     for _, connection in opened:
         connection.close()
     measured = sorted(load.latencies)
+    count = max(1, len(measured))
     return {
         "sent": load.sent,
         "ok": load.statuses[200],
-        "measured": len(measured),
+        "began": began,
+        "from_s": from_s,
+        "until_s": until_s,
         "rate": len(measured) / wall_s,
-        "cpu_us": server_s * 1e6 / max(1, len(measured)),
-        "server_busy": server_s / wall_s,
+        "cpu_us": sum(spent) * 1e6 / count,
+        "cpu_us_of_each": [one * 1e6 / count for one in spent],
+        "server_busy": sum(spent) / wall_s,
         "load_busy": own_s / wall_s,
         "p50_ms": measured[len(measured) // 2] * 1e3 if measured else 0.0,
         "p99_ms": measured[len(measured) * 99 // 100] * 1e3 if measured else 0.0,
     }
 
 
-async def _become_due(load: Load, rate: float) -> None:
-    began, made = time.perf_counter(), 0
+async def _become_due(load: Load, rate: float, began: float) -> None:
+    made = 0
     while True:
         elapsed = time.perf_counter() - began
         while made / rate <= elapsed:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks.child import Facts, cpu_s
-from benchmarks.load import HEAD, webhook
+from benchmarks.load import HEAD, PATH, webhook
 from broker.core.signature import Signer
 
 SCRIPT = Path(__file__).with_name("webhooks.lua")
@@ -75,7 +75,7 @@ class Wrk:
         with self._file.open("wb") as file:
             for n in range(first, first + count):
                 body = webhook(n, at_s)
-                request = HEAD.format(self._signer.sign(body), len(body)).encode() + body
+                request = HEAD.format(PATH, self._signer.sign(body), len(body)).encode() + body
                 lengths.add(len(request))
                 file.write(request)
         (length,) = lengths
