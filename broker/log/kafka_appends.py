@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
 
@@ -26,7 +26,7 @@ from broker import metrics
 from broker.clock import Clock
 from broker.errors import LogUnavailable
 from broker.log.contract import Draft, LogSpec
-from broker.log.kafka_connection import CLIENT_ERRORS, Deadline, end_task, producer_of, topic_name
+from broker.log.kafka_connection import CLIENT_ERRORS, Deadline, at_once, end_task, producer_of, topic_name
 from broker.log.kafka_seat import Cluster
 from broker.log.lease import Backoff, Signal
 from broker.log.partitioning import partition_for
@@ -140,11 +140,10 @@ class Budget:
 class Lane:
     """One partition's queue, and whether a batch of it is under way."""
 
-    __slots__ = ("busy", "in_line", "partition", "queue", "topic")
+    __slots__ = ("busy", "in_line", "place", "queue")
 
-    def __init__(self, topic: str, partition: int) -> None:
-        self.topic = topic
-        self.partition = partition
+    def __init__(self, place: TopicPartition) -> None:
+        self.place = place
         self.queue: deque[Queued] = deque()
         self.busy = False
         self.in_line = False
@@ -235,7 +234,7 @@ class LogWriter:
         self._producers = producers
         self._budget = budget
         self._clock = clock
-        self._lanes = [Lane(topic, partition) for partition in range(spec.partitions)]
+        self._lanes = [Lane(TopicPartition(topic, partition)) for partition in range(spec.partitions)]
         self._line: deque[Lane] = deque()
         self._wake = Signal()
         self._closed = False
@@ -276,7 +275,9 @@ class LogWriter:
             return
         lane.busy = True
         try:
-            future = await producer.send_batch(batch, lane.topic, partition=lane.partition)
+            future = at_once(producer, batch, lane.place)
+            if future is None:
+                future = await producer.send_batch(batch, lane.place.topic, partition=lane.place.partition)
         except asyncio.CancelledError:
             self._settle(lane, taken, LogUnavailable(f"{self._spec.name!r}: the log was closed"))
             raise

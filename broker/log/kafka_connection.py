@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, ProducerClosed
 
 from broker.clock import Clock
@@ -137,6 +137,25 @@ def producer_of(connect: Mapping[str, Any], **differing: Any) -> AIOKafkaProduce
         linger_ms=0,
         **differing,
     )
+
+
+def at_once(producer: AIOKafkaProducer, batch: Any, place: TopicPartition) -> asyncio.Future[Any] | None:
+    """Do what `send_batch` does when nothing is in its way; None when something is, and it has to be awaited.
+
+    It makes two sets of all of a topic's partitions, a coroutine and a second future for each batch, which for a batch
+    of one or two records is a fifth of their price. Not for a producer with transactions.
+    """
+    accumulator = producer._message_accumulator
+    if (
+        producer._closed
+        or accumulator._closed
+        or accumulator._exception is not None
+        or accumulator._batches.get(place)
+        or place.topic not in producer.client.cluster._partitions
+    ):
+        return None
+    future: asyncio.Future[Any] = accumulator._append_batch(batch, place).future
+    return future
 
 
 async def discard_producer(producer: AIOKafkaProducer, timeout_s: float = 1.0) -> None:
