@@ -2,7 +2,8 @@
 
 Encoding is MessagePack; a field added later has a default. The tag is short because it is written a thousand times a
 second. Times are Unix ms. `body` is JSON as it came, or as it is to leave: bytes, so that nothing is lost on the way.
-A record whose tag or version a reader does not know becomes a dead letter, not a crash.
+A record whose tag or version a reader does not know becomes a dead letter, not a crash. None can be part of a cycle, so
+Python's collector need not look at them (`gc=False`): a batch holds thousands.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ LANE_OF: dict[SendClass, Lane] = {
 }
 
 
-class Item(Struct, tag="item", frozen=True, omit_defaults=True):
+class Item(Struct, tag="item", frozen=True, omit_defaults=True, gc=False):
     """One item of a webhook, as the receiver found it. On `conversations`; account-level ones on `accounts`.
 
     `body` is a whole POST body in Meta's shape that holds this item alone, with its own contact only: what a sink of
@@ -76,7 +77,7 @@ class Item(Struct, tag="item", frozen=True, omit_defaults=True):
     previous_bsuid: str = ""
 
 
-class SendRequest(Struct, tag="send", frozen=True, omit_defaults=True):
+class SendRequest(Struct, tag="send", frozen=True, omit_defaults=True, gc=False):
     """What a bot, an agent or a campaign asks to be sent; durable before the caller is answered.
 
     `body` is the caller's JSON. `sink` is where its statuses go, `key_name` the name of the bot key that asked.
@@ -108,7 +109,7 @@ class SendRequest(Struct, tag="send", frozen=True, omit_defaults=True):
     class_presumed: bool = False
 
 
-class SendOutcome(Struct, tag="outcome", frozen=True, omit_defaults=True):
+class SendOutcome(Struct, tag="outcome", frozen=True, omit_defaults=True, gc=False):
     """What came of one attempt of a send, reported by its sender.
 
     "accepted": Meta took it, `wamid` is its id. "refused": it was not sent and will not be, `code` says why;
@@ -133,7 +134,7 @@ class SendOutcome(Struct, tag="outcome", frozen=True, omit_defaults=True):
     body: bytes = b""
 
 
-class DeliveryFailed(Struct, tag="undelivered", frozen=True, omit_defaults=True):
+class DeliveryFailed(Struct, tag="undelivered", frozen=True, omit_defaults=True, gc=False):
     """A sink did not take an event in its time; it is a dead letter now, and the conversation may want to know."""
 
     delivery_id: str
@@ -143,7 +144,7 @@ class DeliveryFailed(Struct, tag="undelivered", frozen=True, omit_defaults=True)
     at: int
 
 
-class Claim(Struct, tag="claim", frozen=True, omit_defaults=True):
+class Claim(Struct, tag="claim", frozen=True, omit_defaults=True, gc=False):
     """One key asks another for the person it knows: both name one person, who from now on lives at `by`.
 
     On `conversations`, at the key that is asked. `move` orders moves: Meta's instant of what proves it (Unix ms).
@@ -157,7 +158,7 @@ class Claim(Struct, tag="claim", frozen=True, omit_defaults=True):
     bsuid: str = ""
 
 
-class Handover(Struct, tag="handover", frozen=True, omit_defaults=True):
+class Handover(Struct, tag="handover", frozen=True, omit_defaults=True, gc=False):
     """The answer to a claim, or (`is_return`) what a person left behind under a phone that is somebody else's now.
 
     `state` is a packed customer, empty when nothing was known. `move` is the claim's.
@@ -170,7 +171,7 @@ class Handover(Struct, tag="handover", frozen=True, omit_defaults=True):
     is_return: bool = False
 
 
-class Forwarded(Struct, tag="forwarded", frozen=True, omit_defaults=True):
+class Forwarded(Struct, tag="forwarded", frozen=True, omit_defaults=True, gc=False):
     """A record on its way to where its person lives: `key` is where it came in, `hops` how often it was sent on, `move`
     the instant at which its person came to the key it is sent to, 0 when that is not known."""
 
@@ -183,7 +184,7 @@ class Forwarded(Struct, tag="forwarded", frozen=True, omit_defaults=True):
 ConversationRecord = Item | SendRequest | SendOutcome | DeliveryFailed | Claim | Handover | Forwarded
 
 
-class Ready(Struct, tag="ready", frozen=True, omit_defaults=True):
+class Ready(Struct, tag="ready", frozen=True, omit_defaults=True, gc=False):
     """A send that is admitted: a customer stage's request to a sender, on `sends.<lane>` at the number's slot.
 
     `body` is the JSON for Graph with our opaque data in it. `customer` is the customer key, the unit of the pair
@@ -206,7 +207,7 @@ class Ready(Struct, tag="ready", frozen=True, omit_defaults=True):
     edge: Edge = "messages"
 
 
-class Settle(Struct, tag="settle", frozen=True, omit_defaults=True):
+class Settle(Struct, tag="settle", frozen=True, omit_defaults=True, gc=False):
     """The doubt about a send is over and it will not be sent again: its customer's lane may go on."""
 
     send_id: str
@@ -215,7 +216,7 @@ class Settle(Struct, tag="settle", frozen=True, omit_defaults=True):
     lane: Lane
 
 
-class NumberFault(Struct, tag="fault", frozen=True, omit_defaults=True):
+class NumberFault(Struct, tag="fault", frozen=True, omit_defaults=True, gc=False):
     """A message failed after it was accepted, by a code that says something of the number or its account, not of the
     customer. On `sends.reply`, which no backlog closes. `at`: Meta's instant of the status."""
 
@@ -226,7 +227,7 @@ class NumberFault(Struct, tag="fault", frozen=True, omit_defaults=True):
     lane: Lane = "reply"
 
 
-class Withdraw(Struct, tag="withdraw", frozen=True, omit_defaults=True):
+class Withdraw(Struct, tag="withdraw", frozen=True, omit_defaults=True, gc=False):
     """A send is not to begin any more: its customer said that they want no marketing. `attempt`: this one and those
     before it. What has begun is not touched; else its outcome is "refused" with 131050.
 
@@ -245,7 +246,7 @@ class Withdraw(Struct, tag="withdraw", frozen=True, omit_defaults=True):
 SendsRecord = Ready | Settle | NumberFault | Withdraw
 
 
-class RouteDebounce(Struct, frozen=True, omit_defaults=True):
+class RouteDebounce(Struct, frozen=True, omit_defaults=True, gc=False):
     """What a route says of joining a customer's events at a sink. `silence_ms` 0: they are not joined. A bound of 0 is
     the sink's own."""
 
@@ -254,7 +255,7 @@ class RouteDebounce(Struct, frozen=True, omit_defaults=True):
     wait_ms_max: int = 0
 
 
-class DeliveryEvent(Struct, tag="event", frozen=True, omit_defaults=True):
+class DeliveryEvent(Struct, tag="event", frozen=True, omit_defaults=True, gc=False):
     """One event for one sink, on `deliveries.<sink>`, keyed by customer. `body` is the POST body in Meta's shape.
 
     `delivery_id` is stable over every retry and replay. `accepted_at` is when the webhook (or our own fact) was
@@ -277,7 +278,7 @@ class DeliveryEvent(Struct, tag="event", frozen=True, omit_defaults=True):
     """What the route that took it said; None, as of all that no route took: as the sink is set."""
 
 
-class InboundDigest(Struct, tag="inbound", frozen=True, omit_defaults=True):
+class InboundDigest(Struct, tag="inbound", frozen=True, omit_defaults=True, gc=False):
     """How many inbound messages a receiver saw for a number in the 100 ms up to `at`. On `traffic`; may be lost."""
 
     phone_number_id: str
@@ -285,7 +286,7 @@ class InboundDigest(Struct, tag="inbound", frozen=True, omit_defaults=True):
     at: int
 
 
-class DeadLetter(Struct, tag="dead", frozen=True, omit_defaults=True):
+class DeadLetter(Struct, tag="dead", frozen=True, omit_defaults=True, gc=False):
     """A record set aside: its place, the stage and reason, and all that is needed to replay it.
 
     `log` is "" (and `partition`, `offset` are -1) for what never stood on a log, such as a body that does not parse.
@@ -303,7 +304,7 @@ class DeadLetter(Struct, tag="dead", frozen=True, omit_defaults=True):
     at: int
 
 
-class Replayed(Struct, tag="replayed", frozen=True, omit_defaults=True):
+class Replayed(Struct, tag="replayed", frozen=True, omit_defaults=True, gc=False):
     """A dead letter was put back: the record it held was appended once more. On `deadletters`, behind the letter whose
     place it names."""
 
@@ -315,7 +316,7 @@ class Replayed(Struct, tag="replayed", frozen=True, omit_defaults=True):
 DeadLetterRecord = DeadLetter | Replayed
 
 
-class SinkControl(Struct, tag="control", frozen=True, omit_defaults=True):
+class SinkControl(Struct, tag="control", frozen=True, omit_defaults=True, gc=False):
     """What an operator wants of a sink, on `control` under the sink's name; the last one holds."""
 
     sink: str

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Literal
 
 from msgspec import Struct
@@ -24,6 +25,9 @@ in force stays in any case."""
 
 WORD_CHARS_MAX = 64
 """A longer message is no word: somebody who writes a sentence is answered, not opted out."""
+
+CHARS_REMEMBERED_MAX = 4_096
+"""What is left of a character is asked for each one of each message that is not ASCII: people write in few."""
 
 CATEGORY = "marketing_messages"
 """Of a user preference. Another category than this says nothing about marketing."""
@@ -104,9 +108,13 @@ def plain(text: str) -> str:
         return ""
     if text.isascii():
         return " ".join(_ASCII.findall(text.casefold()))
-    kept = []
-    for char in unicodedata.normalize("NFKD", text.casefold()):
-        category = unicodedata.category(char)
-        if category not in ("Mn", "Cf"):  # accents; joiners and marks of direction
-            kept.append(" " if category[0] in "PSZC" else char)
-    return " ".join("".join(kept).casefold().split())
+    return " ".join("".join(map(_plain, unicodedata.normalize("NFKD", text.casefold()))).casefold().split())
+
+
+@lru_cache(maxsize=CHARS_REMEMBERED_MAX)
+def _plain(char: str) -> str:
+    """Return what is left of a character: itself, a blank, or nothing."""
+    category = unicodedata.category(char)
+    if category in ("Mn", "Cf"):  # accents; joiners and marks of direction
+        return ""
+    return " " if category[0] in "PSZC" else char

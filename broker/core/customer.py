@@ -234,8 +234,10 @@ def decide(
                 _see(residence.customer, arrival.record, now)
         elif type(arrival.record) is Handover:  # one of the two keys may have said stop, and sends of the other wait
             Turn(residence.customer, key, context, now, commands, key).withdraw()
+        if residence.commands:
+            _tell(residence, commands)
+    if residence.commands:
         _tell(residence, commands)
-    _tell(residence, commands)
     if kind is Due:
         Turn(residence.customer, key, context, now, commands, key).due(event)  # type: ignore[arg-type]
     return residence.customer, commands

@@ -7,7 +7,7 @@ smaller (`quieted`) and at last superfluous (`is_forgotten`). Times are Unix ms.
 from __future__ import annotations
 
 import binascii
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from typing import Final
 
 import msgspec
@@ -134,7 +134,7 @@ class Claiming(Struct, array_like=True):
     ahead: int = 0
 
 
-class Customer(Struct, array_like=True):
+class Customer(Struct, array_like=True, gc=False):
     """All that is remembered of one customer; packed, it is the value in the state log. An older reader ignores fields
     added behind. `decide` changes it in place: whoever keeps the committed one keeps its bytes."""
 
@@ -266,10 +266,10 @@ def pack_wamid(wamid: str) -> bytes:
     """Return a wamid in three quarters of its bytes where it is base 64 (its first byte is 0 then), else as it is."""
     if wamid.startswith(_WAMID):
         try:
-            raw = b64decode(wamid[6:], validate=True)
+            raw = binascii.a2b_base64(wamid[6:], strict_mode=True)
         except (binascii.Error, ValueError):
             raw = b""
-        if raw and b64encode(raw).decode() == wamid[6:]:
+        if raw and binascii.b2a_base64(raw, newline=False).decode() == wamid[6:]:
             return b"\0" + raw
     return b"\1" + wamid.encode("utf-8", "surrogatepass") if wamid else b""
 

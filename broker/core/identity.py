@@ -143,9 +143,9 @@ def address(key: str) -> tuple[Literal["wa_id", "bsuid"], str]:
 
     Meta takes the normal form of a phone for any other. Raises `ValueError` for a key that names no customer.
     """
-    if not is_customer(key):
-        raise ValueError("the key names no customer")
     _, _, value = key.partition(":")
+    if not value or value[0] == "#":
+        raise ValueError("the key names no customer")
     return ("wa_id", value) if value.isascii() and value.isdigit() else ("bsuid", value.removeprefix("."))
 
 

@@ -301,7 +301,9 @@ class Residence:
             if not arrival.was_parked:  # else it is older than what asked
                 customer.shown_to = [other for other in customer.shown_to if other != number]
             return False
-        if not (self._is_phone and bsuid) or normalise_wa_id(item.wa_id) != self._value:
+        if not (self._is_phone and bsuid):
+            return False
+        if item.wa_id != self._value and normalise_wa_id(item.wa_id) != self._value:
             return False
         if self._instant(item) < arrival.move:
             return False  # sent on, and older than what brought its person here: it says nothing of today

@@ -21,6 +21,7 @@ ERRORS_HREF = "https://developers.facebook.com/documentation/business-messaging/
 
 _object = msgspec.json.Decoder(dict[str, Raw]).decode
 _objects = msgspec.json.Decoder(list[dict[str, Raw]]).decode
+_string = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -44,7 +45,7 @@ class StatusBody:
         opaque = self._levels[-1].get(OPAQUE)
         if self._raw and opaque is not None:
             raw = show_lone_surrogates(bytes(opaque)) if self._hidden else bytes(opaque)
-            opaque = json.loads(raw) if raw[:1] == b'"' else None
+            opaque = _text(raw) if raw[:1] == b'"' else None
         self.opaque: str | None = opaque if type(opaque) is str else None
         """What we or somebody else put beside the send; None when there is none."""
 
@@ -81,6 +82,14 @@ class StatusBody:
             return json.dumps(outer, separators=(",", ":")).encode()
         body = _encode(outer)
         return ascii_body(show_lone_surrogates(body) if self._hidden else body)  # names come out as UTF-8
+
+
+def _text(raw: bytes) -> str:
+    """Read a JSON string; half a surrogate pair may stand in it, which only the slower reader takes."""
+    try:
+        return _string(raw)
+    except msgspec.DecodeError:
+        return str(json.loads(raw))
 
 
 def _spelled(own: str, *, private: bool) -> bytes:
