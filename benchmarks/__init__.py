@@ -3,6 +3,7 @@
 __main__.py        all of it: `make bench`, or `python -m benchmarks --only receiver --runs 5`
 bench_receiver.py  CPU for each webhook made durable: Kafka, embedded log, a handler that only reads and answers, a peer
 bench_path.py      from webhook to bot at a steady rate: time and CPU, beside a hand-written transactional loop
+bench_whole.py     webhook, bot and answer in rising load, all on this machine: latencies, knee, CPU of each process
 bench_customer.py  records a second of the customer stage on Kafka, beside a transactional loop written by hand
 bench_sender.py    sends a second of one number without limits, on either log, beside a loop of an aiohttp client
 bench_restore.py   customers a second that a new owner takes over, beside reading their records undecoded
@@ -15,6 +16,8 @@ webhook_servers.py what they are aimed at                    peers/             
 graph_servers.py   what sends are aimed at                   graph_callers.py    who sends
 customer_stages.py who reads `conversations`                 conversations.py   what is on it
 bots.py            where webhooks end                        path_peers.py       the hand-written way's processes
+deployed.py        a deployment's own processes          outside.py          Meta, Graph and a bot in one process
+raw_http.py        HTTP that costs next to nothing
 child.py           each of these in a process of its own, pinned     course.py   rate and CPU of the middle of its work
 kafka.py           a broker beside them                      rows.py             figures, and how they are written down
 

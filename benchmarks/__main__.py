@@ -22,6 +22,7 @@ from benchmarks import (
     bench_restore,
     bench_sender,
     bench_tier,
+    bench_whole,
 )
 from benchmarks.rows import RESULTS, Progress, Row, commit, machine, write
 
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Progress, int], list[Row]]] = {
     "memory": lambda progress, runs: bench_memory.measure(progress, runs=runs),
     "growth": lambda progress, runs: bench_growth.measure(progress, runs=runs),
     "tier": lambda progress, runs: bench_tier.measure(progress, runs=runs),
+    "whole": lambda progress, runs: bench_whole.measure(progress),
 }
 """By their part, in the order in which they run."""
 
