@@ -4,6 +4,7 @@ __main__.py        all of it: `make bench`, or `python -m benchmarks --only rece
 bench_receiver.py  CPU for each webhook made durable: Kafka, embedded log, a handler that only reads and answers, a peer
 bench_path.py      from webhook to bot at a steady rate: time and CPU, beside a hand-written transactional loop
 bench_whole.py     webhook, bot and answer in rising load, all on this machine: latencies, knee, CPU of each process
+bench_recovery.py  a worker killed, workers started anew in turn: until all flows again, what latency becomes
 bench_customer.py  records a second of the customer stage on Kafka, beside a transactional loop written by hand
 bench_sender.py    sends a second of one number without limits, on either log, beside a loop of an aiohttp client
 bench_restore.py   customers a second that a new owner takes over, beside reading their records undecoded

@@ -19,6 +19,7 @@ from benchmarks import (
     bench_memory,
     bench_path,
     bench_receiver,
+    bench_recovery,
     bench_restore,
     bench_sender,
     bench_tier,
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Progress, int], list[Row]]] = {
     "growth": lambda progress, runs: bench_growth.measure(progress, runs=runs),
     "tier": lambda progress, runs: bench_tier.measure(progress, runs=runs),
     "whole": lambda progress, runs: bench_whole.measure(progress),
+    "recovery": lambda progress, runs: bench_recovery.measure(progress),
 }
 """By their part, in the order in which they run."""
 

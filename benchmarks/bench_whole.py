@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from benchmarks.child import Facts
 from benchmarks.deployed import THROUGHPUT_MPS, Deployed, deployed
+from benchmarks.outside import BUBBLE_S
 from benchmarks.rows import Goal, Progress, Row, row
 
 RATES = (100.0, 200.0, 400.0, 800.0, 1_200.0, 1_650.0, 2_200.0)
@@ -42,11 +43,12 @@ def measure(
     seconds: float = 60.0,
     warm_s: float = 10.0,
     partitions: int = PARTITIONS,
+    bubble_s: float = BUBBLE_S,
     bootstrap: str = "",
 ) -> list[Row]:
     """Return latencies at each step, the knee, and what a webhook and a send cost there. One run: a step is a minute,
     and load that rises is itself a repetition."""
-    with deployed(bootstrap, partitions) as rig:
+    with deployed(bootstrap, partitions, bubble_s) as rig:
         rig.start(receiver=ROLES["receiver"])  # makes the topics
         rig.start(**{name: line for name, line in ROLES.items() if name != "receiver"})
         rig.connect()

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.child import Child, Cores, Facts, cpu_s
 from benchmarks.load import NUMBER
+from benchmarks.outside import BUBBLE_S
 from tests.flow.deployment import APP_SECRET, Deployment, Number, Seat
 from tests.kafka.cluster import LocalKafka, free_ports
 
@@ -64,8 +65,9 @@ class Deployed:
 
 
 @contextmanager
-def deployed(bootstrap: str, partitions: int) -> Iterator[Deployed]:
-    """Everything but Depesche's processes. `bootstrap`: a Kafka that is there already; else one is started."""
+def deployed(bootstrap: str, partitions: int, bubble_s: float = BUBBLE_S) -> Iterator[Deployed]:
+    """Everything but Depesche's processes. `bootstrap`: a Kafka that is there already; else one is started.
+    `bubble_s`: between the messages of an answer."""
     with ExitStack() as stack:
         pid = 0
         if not bootstrap:
@@ -98,6 +100,7 @@ def deployed(bootstrap: str, partitions: int) -> Iterator[Deployed]:
                 key=seat.key,
                 graph_port=deployment.sandbox_port,
                 bot_port=seat.port,
+                bubble_s=bubble_s,
             )
         )
         yield Deployed(deployment, outside, pid)

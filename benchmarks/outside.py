@@ -20,6 +20,7 @@ from benchmarks.child import Facts, Part, be
 from benchmarks.load import NUMBER, webhook
 from benchmarks.raw_http import Pool, Taken
 from broker.core.signature import Signer
+from tests.flow.deployment import DOUBT_S
 
 WEBHOOKS_OF_A_TEXT = 11
 BUBBLE_S = 1.5
@@ -74,6 +75,7 @@ class Outside:
     def __init__(self, spec: Facts) -> None:
         self._signer = Signer(spec["app_secret"].encode())
         self._key = spec["key"]
+        self._bubble_s: float = spec["bubble_s"]
         self.meta, self.bot = Pool(), Pool()
         self._loop = asyncio.get_running_loop()
         self._n = 0
@@ -185,7 +187,7 @@ class Outside:
             if value.messages:
                 for bubble in range(3 + (int(item.id[-12:]) % 3 == 0)):
                     own = f"{item.id[-12:]}.{bubble}"
-                    self._loop.call_later(bubble * BUBBLE_S, self._say, item.sender, own, due)
+                    self._loop.call_later(bubble * self._bubble_s, self._say, item.sender, own, due)
 
     def _say(self, to: str, own: str, due: float) -> None:
         body = (
@@ -220,7 +222,7 @@ class Outside:
         left = self.backlog()
         self.end()
         patience = time.perf_counter() + drain_s
-        longest_s = 4 * BUBBLE_S + GRAPH_S + STATUSES_S[-1][1]
+        longest_s = 4 * self._bubble_s + GRAPH_S + STATUSES_S[-1][1]
         quiet_at = time.perf_counter() + longest_s
         while time.perf_counter() < patience:
             if time.perf_counter() > quiet_at and not self._owed and not self._asked:
@@ -245,7 +247,9 @@ class Outside:
             late = [there for due, there in self.seen["bot"] if there > killed_at and there - due > LATE_S]
             facts["flows_again_s"] = max((there for there in late), default=killed_at) - killed_at
             late = [there for due, there in self.seen["graph"] if there > killed_at and there - due > LATE_S]
-            facts["sends_flow_again_s"] = max((there for there in late), default=killed_at) - killed_at
+            soon = [there for there in late if there < killed_at + DOUBT_S]
+            facts["sends_flow_again_s"] = max(soon, default=killed_at) - killed_at
+            facts["after_doubt"] = len(late) - len(soon)
         return facts
 
 

@@ -13,7 +13,9 @@ from tests.kafka.fixtures import KafkaForTests
 def test_the_whole_path_is_measured_step_by_step(kafka: KafkaForTests) -> None:
     """Every webhook reached the bot and every answer Graph, or `measure` raises."""
     said: list[str] = []
-    made = bench_whole.measure(said.append, rates=(33.0,), seconds=3.0, warm_s=3.0, bootstrap=kafka.bootstrap)
+    made = bench_whole.measure(
+        said.append, rates=(33.0,), seconds=3.0, warm_s=3.0, bubble_s=0.2, bootstrap=kafka.bootstrap
+    )
     by_id = {row.id: row for row in made}
     step = by_id["P7.at_33.bot_p99_ms"]
     assert step.value > 0
