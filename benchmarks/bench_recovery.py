@@ -45,6 +45,8 @@ def measure(
         progress(
             f"recovery: flows again after {killed['flows_again_s']:.1f} s, sends {killed['sends_flow_again_s']:.1f} s"
         )
+    if refused := rolling["refused"] + killed["refused"]:
+        raise RuntimeError(f"{refused} webhooks or requests were not answered 200 by a receiver or gateway that lived")
     how: Facts = {"webhooks_per_s": rate, "workers": 3, "session_s": SESSION_S, "partitions": PARTITIONS}
     lost = rolling["lost_webhooks"] + rolling["lost_sends"]
     return [

@@ -101,6 +101,7 @@ def climb(
             and seen["bot_p99_ms"] < P99_MS_MAX
             and behind <= BEHIND_S_MAX
             and seen["webhook_per_s"] >= 0.9 * rate
+            and not seen["refused"]
         )
         seen |= {f"cpu_us.{name}": spent * 1e6 / webhooks for name, spent in cpu.items()}
         seen |= {f"cpu_us_per_send.{name}": cpu[name] * 1e6 / sends for name in ("gateway", "sender")}
@@ -112,6 +113,8 @@ def climb(
             + ", ".join(f"{name} {spent / seconds:.2f}" for name, spent in cpu.items())
         )
         over = [kept["keeps_up"] for _, kept in steps[-2:]]
+        if seen["refused"] and rate == rates[0]:
+            raise RuntimeError(f"{rate:.0f}/s: {seen['refused']} webhooks or requests were not answered 200")
         if seen["lost_webhooks"] or seen["lost_sends"]:
             if seen["keeps_up"]:
                 raise RuntimeError(f"{rate:.0f}/s: lost {seen['lost_webhooks']} webhooks, {seen['lost_sends']} sends")

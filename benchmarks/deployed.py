@@ -57,11 +57,8 @@ class Deployed:
         return self.report(since, until, drain_s), {name: after[name] - before[name] for name in before}
 
     def report(self, since: float, until: float, drain_s: float, killed_at: float = 0.0) -> Facts:
-        """End the load. Raises `RuntimeError` when something was refused: then no figure is worth anything."""
-        seen = self.outside.ask(since=since, until=until, drain_s=drain_s, killed_at=killed_at)
-        if seen["refused"]:
-            raise RuntimeError(f"{seen['refused']} webhooks or requests were not answered 200")
-        return seen
+        """End the load, and say what came of what was due from `since` to `until`."""
+        return self.outside.ask(since=since, until=until, drain_s=drain_s, killed_at=killed_at)
 
 
 @contextmanager
