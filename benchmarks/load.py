@@ -3,8 +3,8 @@
 An open loop: webhooks are due whether or not the last ones were answered, and latency counts from when each was due:
 what a sender feels. (`wrk.py` is the closed loop.)
 
-Every webhook is another message (`wamid`) of one of 20,000 customers, signed. Raw HTTP written and read by hand: a
-client library would be busier than the server it measures.
+Every webhook is another message (`wamid`) of one of so many customers in turn, signed. Raw HTTP written and read by
+hand: a client library would be busier than the server it measures.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ HEAD = (
 )
 
 
-def webhook(n: int, at_s: int) -> bytes:
+def webhook(n: int, at_s: int, customers: int = CUSTOMERS) -> bytes:
     """The n-th webhook's body: one text message in Meta's shape, 507 bytes for every n below 10^12."""
-    phone = 4_915_550_000_000 + n % CUSTOMERS
+    phone = 4_915_550_000_000 + n % customers
     return (
         '{"object":"whatsapp_business_account","entry":[{"id":"102290129340398","changes":[{"value":{'
         '"messaging_product":"whatsapp","metadata":{"display_phone_number":"15550001000",'
@@ -49,8 +49,9 @@ def webhook(n: int, at_s: int) -> bytes:
 class Load:
     """One run: its connections, what is due, what came back."""
 
-    def __init__(self, first: int, path: str, secret: str) -> None:
+    def __init__(self, first: int, path: str, secret: str, customers: int) -> None:
         self._path = path
+        self._customers = customers
         self._signer = Signer(secret.encode())
         self._numbers = count(first)
         self._at_s = int(time.time())
@@ -65,7 +66,7 @@ class Load:
 
     def request(self) -> bytes:
         """The next webhook, whole."""
-        body = webhook(next(self._numbers), self._at_s)
+        body = webhook(next(self._numbers), self._at_s, self._customers)
         self.sent += 1
         return HEAD.format(self._path, self._signer.sign(body), len(body)).encode() + body
 
@@ -140,13 +141,14 @@ async def run(
     first: int,
     path: str = PATH,
     secret: str = SECRET,
+    customers: int = CUSTOMERS,
 ) -> Facts:
     """One run against a port; `servers` are the processes whose CPU is read when the measured time begins and ends.
 
     Webhook `first + n` is due at `began + n / rate`; those due between `from_s` and `until_s` are measured, all by this
     machine's monotonic clock (`time.perf_counter`), which its other processes have too.
     """
-    load = Load(first, path, secret)
+    load = Load(first, path, secret, customers)
     loop = asyncio.get_running_loop()
     opened = [await loop.create_connection(lambda: Connection(load), "127.0.0.1", port) for _ in range(connections)]
     load.idle = [connection for _, connection in opened]

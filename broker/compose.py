@@ -235,6 +235,9 @@ class _Process:
         self.roles = roles
         self.clock: Clock = SystemClock()
         self.rng: random.Random = random.SystemRandom()
+        self.chance = random.Random(self.rng.getrandbits(128))  # noqa: S311
+        """For pauses and probes of the stages, one for each event: asking the system takes up to 20 µs, and nobody
+        gains by guessing them. What must not be guessed, as ids, comes from `rng`."""
         self.vitals = Vitals(self.clock)
         self.reloader = Reloader(config, self._read, self.clock)
         self.ready: dict[str, Callable[[], str | None]] = {"process": lambda: None if self._started else "starting"}
@@ -291,13 +294,13 @@ class _Process:
             stack.push_async_callback(poster.stop)
             publisher = TopicPublisher()
             stack.push_async_callback(publisher.stop)
-            delivery = DeliveryStage(engine, targets_of(config), poster, self.clock, self.rng, publisher=publisher)
+            delivery = DeliveryStage(engine, targets_of(config), poster, self.clock, self.chance, publisher=publisher)
             await delivery.start()
             self.reloader.add(partial(_take_targets, delivery))
             started.append(delivery.stop)
             self._watch("delivery", delivery)
         if "customer" in self.roles.stages:
-            customer = CustomerStage(engine, context_from(config), self.clock, self.rng)
+            customer = CustomerStage(engine, context_from(config), self.clock, self.chance)
             await customer.start()
             self.reloader.add(partial(_take_context, customer))
             started.append(customer.stop)
@@ -308,7 +311,7 @@ class _Process:
             )
             await graph.start()
             stack.push_async_callback(graph.close)
-            sender = SenderStage(engine, settings, config.number_tokens(), graph, self.clock, self.rng)
+            sender = SenderStage(engine, settings, config.number_tokens(), graph, self.clock, self.chance)
             await sender.start()
             self.reloader.add(partial(_take_numbers, sender))
             started.append(sender.stop)
