@@ -6,6 +6,7 @@ found something that is not as it should be; 130 interrupted, or stopped at once
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from broker import compose, inspect, trial
+from broker import compose, failpoints, inspect, trial
 from broker.commands.deadletters import deadletters
 from broker.commands.positions import positions
 from broker.commands.routes import routes
@@ -44,6 +45,10 @@ admin_option = click.option(
 @click.version_option(package_name="depesche", prog_name="depesche")
 def main() -> None:
     """A message broker for the WhatsApp Business Platform."""
+    try:
+        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
+    except Misconfigured as error:
+        fail(EXIT_CONFIG, str(error))
 
 
 @main.command()

@@ -29,7 +29,7 @@ from urllib.parse import parse_qs
 from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
 
-from broker import metrics
+from broker import failpoints, metrics
 from broker.clock import Clock
 from broker.core.signature import Signer, verify
 from broker.core.webhook import Bad, Keyed, Split, for_sinks, split
@@ -221,11 +221,13 @@ class Receiver:
         self._under_way += 1
         self._idle.clear()
         self._in_flight_bytes += size
+        failpoints.reached("receiver.read")
         refusal = self._refusal(app, headers, body)
         if refusal is not None:
             self._end(size, refusal, answered)
             self.count(refusal, began)
             return
+        failpoints.reached("receiver.verified")
         received_at = self._clock.now()
         try:
             parts = split(body, app, received_at, self._portfolios)
@@ -296,6 +298,7 @@ class Receiver:
         if self._batch is batch:
             self._batch = None
         metrics.webhook_inflight_bytes.set(self._in_flight_bytes)
+        failpoints.reached("receiver.split")
         task = asyncio.get_running_loop().create_task(self._append(batch), name="receiver append")
         self._appends[task] = None
         task.add_done_callback(self._appends.pop)
@@ -309,6 +312,7 @@ class Receiver:
                     await self._engine.append(log, drafts, max(0.0, due - self._clock.monotonic()))
             answer = _ACCEPTED
             self._failing_since = None
+            failpoints.reached("receiver.appended")
         except LogUnavailable:
             if self._failing_since is None:
                 self._failing_since = self._clock.monotonic()
@@ -317,6 +321,7 @@ class Receiver:
         finally:
             for post in batch.posts:
                 self._end(post.size, answer, post.answered)
+            failpoints.reached_soon("receiver.answered")
             metrics.webhook_inflight_bytes.set(self._in_flight_bytes)
             self._count_batch(batch, answer)
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("schemas",),
     ("broker.core",),
-    ("broker.errors", "broker.clock", "broker.metrics", "broker.secrets"),
+    ("broker.errors", "broker.clock", "broker.failpoints", "broker.metrics", "broker.secrets"),
     ("broker.log",),
     ("broker", "workers"),
     ("broker.compose", "broker.trial", "broker.cli", "broker.commands"),

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 from prometheus_client import Counter
 
-from broker import metrics
+from broker import failpoints, metrics
 from broker.clock import Clock
 from broker.core.botview import BODY_BYTES_MAX
 from broker.core.customer import Command, Deliver, Dispatch, Due, Event, Note, decide, heard_of, next_due
@@ -220,6 +220,8 @@ class Household:
         await self._remember()
         while True:
             entries = await self._lease.fetch(self._limits.records_max, self._patience_s())
+            if entries:
+                failpoints.reached("customer.fetched")
             await self._step(entries)
 
     def close(self) -> None:
@@ -427,9 +429,11 @@ class Household:
         if entries or batch.derived or changes:
             position = {CONVERSATIONS: entries[-1].offset + 1} if entries else {}
             step = Step(position, batch.derived, changes)
+            failpoints.reached("customer.decided")
             while True:
                 try:
                     await self._lease.commit(step)
+                    failpoints.reached("customer.committed")
                     break
                 except LeaseRevoked:  # nothing was written; when the partition comes back unfenced, we go on
                     await asyncio.sleep(REVOKED_WAIT_S)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from broker import metrics
+from broker import failpoints, metrics
 from broker.clock import Clock
 from broker.core.breaker import BreakerLimits
 from broker.core.debounce import ALONG, JOINED_BYTES_MAX, Debounce, behind, gather
@@ -433,6 +433,7 @@ class SinkPartition:
         self._has_news = False
         try:
             await self._follow.commit(self.mark.offset, self.mark.to_text())
+            failpoints.reached("delivery.committed")
         except (LeaseRevoked, LogUnavailable) as error:
             self._has_news = True
             _log.info("%s-%d: not committed now, later: %s", self.log, self.number, error)
@@ -472,9 +473,11 @@ class SinkPartition:
         cut = asyncio.timeout(None)
         self._under_way[cut] = None
         result, timed_out = "failed", False
+        failpoints.reached("delivery.posting")
         try:
             async with cut:
                 attempted = await self._send(target, entry.key, request)
+            failpoints.reached("delivery.posted")
             result = _RESULTS.get(attempted.found, "failed")
         except TimeoutError:
             if cut.expired():

@@ -17,6 +17,7 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from msgspec import Struct
 
+from broker import failpoints
 from schemas.records import Edge
 
 CONNECT_S_MAX = 5.0
@@ -97,9 +98,11 @@ class _Body(aiohttp.BytesPayload):
         transport = getattr(writer, "transport", None)
         if transport is None or transport.is_closing():
             raise aiohttp.ClientConnectionResetError("the connection was closed before anything was written")
+        failpoints.reached("graph.permitted")
         self.is_sent = True
         self._sent()
         await writer.write(self._value)
+        failpoints.reached_soon("graph.written")
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         """As `write`: the length is the body's own."""
@@ -167,6 +170,7 @@ class GraphClient:
                     del received[ANSWER_BYTES_MAX:]
                     response.close()
                     break
+            failpoints.reached("graph.answered")
             return GraphAnswer(response.status, bytes(received), response.headers.get("Retry-After", ""))
 
     def _translated(self, error: Exception, body: _Body) -> Exception:

@@ -24,7 +24,7 @@ from math import inf
 
 import msgspec
 
-from broker import metrics
+from broker import failpoints, metrics
 from broker.clock import Clock
 from broker.core.account import (
     STOP_MS,
@@ -636,7 +636,9 @@ class SlotOwner:
         epoch = self._epoch
         try:
             with self._lease.working():
+                failpoints.reached("sender.planned")
                 await self._lease.commit(step)
+                failpoints.reached("sender.stepped")
                 now = self._stage.now()
                 self._stepped_at = now.monotonic
                 self._written_bytes += written_bytes
@@ -802,6 +804,7 @@ class SlotOwner:
                 self._reports -= 1
             if not durable:
                 return
+            failpoints.reached("sender.reported")
             if outcome.outcome != "in_doubt":
                 send_class = outcome.lane if report.send is None else report.send.ready.send_class
                 metrics.sends.labels(send_class, outcome.outcome).inc()

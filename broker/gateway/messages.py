@@ -10,7 +10,7 @@ from typing import Final, get_args
 
 from msgspec import UNSET, Struct
 
-from broker import metrics
+from broker import failpoints, metrics
 from broker.clock import Clock
 from broker.core.identity import mark_key, record_key, whatsapp_id
 from broker.core.message import INVALID, VALUE, Outgoing, check, error_of
@@ -172,6 +172,7 @@ class Messages:
             await self._engine.append(CONVERSATIONS, [Draft(key, encode(request))], self._settings.append_timeout_s)
         except LogUnavailable:
             return False
+        failpoints.reached("gateway.appended")
         return True
 
     def _unknown(self) -> Answer:

@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
+from broker import failpoints
 from broker.clock import Clock
 from broker.errors import LeaseLost, LogUnavailable
 
@@ -397,8 +398,10 @@ class Store:
                 except LeaseLost as error:
                     outcomes.append((job, None, error))
             tx.flush()
+            failpoints.reached("embedded.written")
             began = self._clock.monotonic()
             db.execute("COMMIT")
+            failpoints.reached("embedded.committed")
             took = self._clock.monotonic() - began
             rows = tx.rows
             self._next_id += len(rows)
