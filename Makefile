@@ -10,7 +10,7 @@ SEEDS  ?= 100
 FUZZ_S ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types simulate fuzz bench lock clean
+.PHONY: help run test lint types simulate fuzz faults bench lock clean
 
 help:            ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ simulate: $(VENV)/.dev  ## SEEDS=1000 seeds of the deterministic simulation
 
 fuzz: $(VENV)/.dev  ## FUZZ_S=300 seconds of two fuzzers against a running gateway
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
+
+faults: $(VENV)/.dev  ## what is done to real processes, with its full numbers (hours), into benchmarks/results
+	@.ci/prepare test
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 bench: $(VENV)/.dev  ## first figures, side by side, into benchmarks/results
 	@.ci/prepare test

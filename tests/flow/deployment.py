@@ -13,13 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 import tomlkit
 
+from broker import failpoints
 from tests.kafka.cluster import free_ports
 
 READY_S_MAX = 60.0
@@ -54,6 +55,14 @@ class Process:
         """End it as a crash would: no signal handler, no flush."""
         self.popen.send_signal(signal.SIGKILL)
         self.popen.wait(timeout=STOP_S_MAX)
+
+    async def dies(self, timeout_s: float) -> None:
+        """Wait until it was killed; fail with what it said when it ended otherwise, or not in time."""
+        try:
+            code = await asyncio.to_thread(self.popen.wait, timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.name} did not die within {timeout_s:.0f} s; it said:\n{self.said()}") from None
+        assert code == -signal.SIGKILL, f"{self.name} ended with {code}; it said:\n{self.said()}"
 
     def freeze(self) -> None:
         """Stop it from running, without its knowing."""
@@ -131,24 +140,36 @@ class Deployment:
         """The same without the sandbox: `run` would play Meta itself, and its journal would die with it."""
         return self.folder / "run.toml"
 
-    async def start(self, name: str, *arguments: str) -> Process:
-        """Start `depesche <arguments>` and wait until it is ready."""
+    async def start(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Process:
+        """Start `depesche <arguments>` and wait until it is ready. `environment`: what is added to ours."""
         (admin_port,) = free_ports(1)
         config = self.config_of_run if arguments[0] == "run" else self.config
         output = self.folder / f"{name}.log"
-        popen = self._spawn([*arguments, "--config", str(config), "--admin-port", str(admin_port)], output)
+        popen = self._spawn([*arguments, "--config", str(config), "--admin-port", str(admin_port)], output, environment)
         process = Process(name, popen, admin_port, output)
         self.processes[name] = process
         await self.ready(process)
         return process
 
-    def _spawn(self, arguments: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
+    async def start_to_die(self, name: str, role: str, failpoint: str) -> tuple[Process, bool]:
+        """Start a role that dies at a failpoint; return it, and whether it was ready before it died."""
+        try:
+            return await self.start(name, role, environment={failpoints.VARIABLE: failpoint}), True
+        except AssertionError:
+            process = self.processes[name]
+            if process.popen.poll() != -signal.SIGKILL:
+                raise
+            return process, False
+
+    def _spawn(
+        self, arguments: Sequence[str], output: Path, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         with output.open("ab") as stream:
             return subprocess.Popen(
                 [sys.executable, "-m", "broker.cli", *arguments],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **ENVIRONMENT},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **ENVIRONMENT, **(environment or {})},
                 start_new_session=True,
             )
 
