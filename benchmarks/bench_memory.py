@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.child import Child, Cores, Facts, rss_bytes
 from benchmarks.kafka import kafka_on, prefix
 from benchmarks.rows import Goal, Progress, Row, row
-from tests.flow.deployment import Deployment, Number, Seat
+from tests.flow.deployment import Deployment, Number, Seat, on_kafka
 
 QUIET_BYTES_MAX = 400.0
 LIVE_BYTES_MAX = 2_048.0
@@ -88,15 +88,7 @@ def grown(cores: Cores, bootstrap: str, customers: int, partitions: int) -> Fact
 
 async def at_rest(bootstrap: str, roles: tuple[str, ...], rest_s: float) -> dict[str, int]:
     """Memory of each role's process, ready and without work."""
-    log: dict[str, object] = {
-        "engine": "kafka",
-        "kafka": {
-            "bootstrap_servers": bootstrap,
-            "prefix": prefix(),
-            "replication_factor": 1,
-            "min_insync_replicas": 1,
-        },
-    }
+    log = on_kafka(bootstrap, prefix())
     found = {}
     with tempfile.TemporaryDirectory(prefix="depesche-bench-") as folder:
         deployment = Deployment(Path(folder), log, [Number("106540352242922", 0)], [Seat("bot", 9)])

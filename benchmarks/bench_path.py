@@ -21,6 +21,7 @@ from benchmarks.kafka import HOW, kafka_on, prefix
 from benchmarks.load import NUMBER, PATH, SECRET
 from benchmarks.rows import Goal, Progress, Row, medians, row
 from tests.flow.deployment import APP_SECRET, Deployment, Number, Seat
+from tests.flow.deployment import on_kafka as kafka_table
 
 WAYS = ("kafka", "embedded", "loop", "bare")
 
@@ -147,17 +148,8 @@ def deployed(cores: Cores, log: dict[str, object], bot_port: int, roles: dict[st
 
 def on_kafka(cores: Cores, bootstrap: str, bot_port: int) -> AbstractContextManager[Way]:
     """A receiver and a worker."""
-    log: dict[str, object] = {
-        "engine": "kafka",
-        "kafka": {
-            "bootstrap_servers": bootstrap,
-            "prefix": prefix(),
-            "replication_factor": 1,
-            "min_insync_replicas": 1,
-        },
-    }
     roles: dict[str, Sequence[str]] = {"receiver": ("receiver",), "worker": ("worker", "--stages", "customer,delivery")}
-    return deployed(cores, log, bot_port, roles)
+    return deployed(cores, kafka_table(bootstrap, prefix()), bot_port, roles)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from aiokafka.structs import TopicPartition
 from benchmarks.child import Facts, Part, be, rss_bytes
 from benchmarks.conversations import brand, records, states
 from benchmarks.course import LOOK_S, Course, watched
+from benchmarks.webhook_servers import kafka_settings
 from broker import garbage, metrics
 from broker.clock import SystemClock
 from broker.core.customer_context import context_of
@@ -32,19 +33,12 @@ from broker.log.kafka_lease import BATCH_BYTES_MAX
 from broker.log.kafka_reading import FETCH_BYTES_MAX
 from broker.log.position import POSITION
 from schemas.records import LANES
-from schemas.settings import KafkaSettings, Settings
+from schemas.settings import Settings
 from workers.customer import NAME, CustomerStage, StageLimits
 
 APPEND_RECORDS = 5_000
 APPEND_S_MAX = 60.0
 FINISH_S_MAX = 150.0
-
-
-def kafka_settings(spec: Facts) -> KafkaSettings:
-    """The cluster a spec names, every timing at its default."""
-    return KafkaSettings(
-        bootstrap_servers=spec["bootstrap"], prefix=spec["prefix"], replication_factor=1, min_insync_replicas=1
-    )
 
 
 def settings_of(spec: Facts) -> Settings:

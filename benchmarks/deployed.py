@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.child import Child, Cores, Facts, cpu_s
+from benchmarks.kafka import prefix
 from benchmarks.load import NUMBER
 from benchmarks.outside import BUBBLE_S
-from tests.flow.deployment import APP_SECRET, Deployment, Number, Seat
+from tests.flow.deployment import APP_SECRET, Deployment, Number, Seat, on_kafka
 from tests.kafka.cluster import LocalKafka, free_ports
 
 THROUGHPUT_MPS = 1_000
@@ -75,17 +75,7 @@ def deployed(bootstrap: str, partitions: int, bubble_s: float = BUBBLE_S) -> Ite
             pid = process.pid
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="depesche-bench-")))
         seat = Seat("bot", free_ports(1)[0])
-        log: dict[str, object] = {
-            "engine": "kafka",
-            "partitions": partitions,
-            "slots": 2,
-            "kafka": {
-                "bootstrap_servers": bootstrap,
-                "prefix": f"bench-{uuid.uuid4().hex[:8]}.",
-                "replication_factor": 1,
-                "min_insync_replicas": 1,
-            },
-        }
+        log = on_kafka(bootstrap, prefix(), partitions=partitions, slots=2)
         deployment = Deployment(folder, log, [Number(NUMBER, 0, THROUGHPUT_MPS)], [seat])
         stack.callback(deployment.close)
         cores = Cores.of_this_machine()

@@ -45,15 +45,19 @@ def settings(throughput_mps: int = 1_000) -> Settings:
     )
 
 
+def kafka_settings(spec: Facts) -> KafkaSettings:
+    """The cluster a spec names, every timing at its default."""
+    return KafkaSettings(
+        bootstrap_servers=spec["bootstrap"], prefix=spec["prefix"], replication_factor=1, min_insync_replicas=1
+    )
+
+
 def engine_for(spec: Facts, of: Settings) -> LogEngine:
     """The engine a spec names, not yet started: `folder` for the embedded one, `bootstrap` and `prefix` for Kafka."""
     clock, rng = SystemClock(), random.Random(1)
     if spec["engine"] == "embedded":
         return EmbeddedLog(Path(spec["folder"]), catalogue(of), clock=clock, rng=rng)
-    kafka = KafkaSettings(
-        bootstrap_servers=spec["bootstrap"], prefix=spec["prefix"], replication_factor=1, min_insync_replicas=1
-    )
-    return KafkaLog(kafka, catalogue(of), clock=clock, rng=rng)
+    return KafkaLog(kafka_settings(spec), catalogue(of), clock=clock, rng=rng)
 
 
 async def records_on(engine: LogEngine, log: str) -> int:

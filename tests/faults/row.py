@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tests.flow.deployment import on_kafka
 from tests.kafka.cluster import LocalKafka
 
 T = TypeVar("T")
@@ -34,17 +35,7 @@ class Rig:
 
     def kafka_log(self) -> dict[str, object]:
         """The `[log]` table of a deployment on it."""
-        return {
-            "engine": "kafka",
-            "partitions": 8,
-            "slots": 4,
-            "kafka": {
-                "bootstrap_servers": self.kafka.bootstrap,
-                "prefix": self.prefix,
-                "replication_factor": 1,
-                "min_insync_replicas": 1,
-            },
-        }
+        return on_kafka(self.kafka.bootstrap, self.prefix, partitions=8, slots=4)
 
     def scale(self, short: T, full: T) -> T:
         """Choose a number for this scale."""

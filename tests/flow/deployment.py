@@ -37,6 +37,17 @@ SINK_SECRET = "b07b07b07"
 WABA_ID = "102290129340398"
 
 
+def on_kafka(bootstrap: str, prefix: str, **log: object) -> dict[str, object]:
+    """The `[log]` table of a deployment on one broker; `log`: its other settings."""
+    kafka = {
+        "bootstrap_servers": bootstrap,
+        "prefix": prefix,
+        "replication_factor": 1,
+        "min_insync_replicas": 1,
+    }
+    return {"engine": "kafka", "kafka": kafka, **log}
+
+
 @dataclass
 class Process:
     """One running role."""

@@ -21,7 +21,7 @@ import pytest
 
 from broker.sandbox.tour import STEPS
 from tests.flow.bot import QuotingBot
-from tests.flow.deployment import SINK_SECRET, Deployment, Number, Seat
+from tests.flow.deployment import SINK_SECRET, Deployment, Number, Seat, on_kafka
 from tests.flow.meta import LOAD_S_MAX, Meta
 from tests.flow.strangers import Stranger, node_bot, pywa_bot
 from tests.kafka.cluster import free_ports
@@ -203,17 +203,7 @@ async def test_on_kafka_nothing_is_lost_doubled_or_out_of_order_while_processes_
     kafka: KafkaForTests, kafka_prefix: str, tmp_path: Path
 ) -> None:
     """The whole promise in one test: what a brand buys, whichever library its bot is built with."""
-    log: dict[str, object] = {
-        "engine": "kafka",
-        "partitions": 8,
-        "slots": 4,
-        "kafka": {
-            "bootstrap_servers": kafka.bootstrap,
-            "prefix": kafka_prefix,
-            "replication_factor": 1,
-            "min_insync_replicas": 1,
-        },
-    }
+    log = on_kafka(kafka.bootstrap, kafka_prefix, partitions=8, slots=4)
     async with deployed(tmp_path, log, strangers=True) as stage:
         deployment = stage.deployment
         await deployment.start("receiver", "receiver")
